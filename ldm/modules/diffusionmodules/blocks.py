@@ -1,0 +1,158 @@
+"""The layers that the denoising U-Net is made of; `openaimodel` builds it from them.
+
+Attribute names, and the order of layers inside each `nn.Sequential`, are frozen by the released checkpoints' keys.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.attention import SpatialTransformer, multi_head_attention
+from ldm.modules.diffusionmodules.util import avg_pool_nd, checkpoint, conv_nd, linear, normalization, zero_module
+
+
+class TimestepBlock(nn.Module):
+    """A layer whose `forward` also takes the timestep's embedding."""
+
+
+class TimestepEmbedSequential(nn.Sequential, TimestepBlock):
+    """Layers in sequence; each gets the embedding or the context if its kind takes it."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, TimestepBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Twice the size by nearest neighbour, then a convolution; 3-D data keeps its depth."""
+
+    def __init__(self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None, padding: int = 1):
+        super().__init__()
+        self.factor = (1.0, 2.0, 2.0) if dims == 3 else 2.0
+        self.conv = conv_nd(dims, channels, out_channels or channels, 3, padding=padding) if use_conv else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided convolution or by averaging; 3-D data keeps its depth."""
+
+    def __init__(self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None, padding: int = 1):
+        super().__init__()
+        stride = (1, 2, 2) if dims == 3 else 2
+        if use_conv:
+            self.op = conv_nd(dims, channels, out_channels or channels, 3, stride=stride, padding=padding)
+        else:
+            self.op = avg_pool_nd(dims, kernel_size=stride, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(TimestepBlock):
+    """Two convolutions with the timestep's embedding between them, added to the input.
+
+    `use_scale_shift_norm` lets the embedding scale and shift the second norm's output instead of being added;
+    `up` and `down` resample both branches.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        use_conv: bool = False,
+        use_scale_shift_norm: bool = False,
+        dims: int = 2,
+        use_checkpoint: bool = False,
+        up: bool = False,
+        down: bool = False,
+    ) -> None:
+        super().__init__()
+        out = out_channels or channels
+        self.use_checkpoint = use_checkpoint
+        self.use_scale_shift_norm = use_scale_shift_norm
+        conv = partial(conv_nd, dims, kernel_size=3, padding=1)
+        self.in_layers = nn.Sequential(normalization(channels), nn.SiLU(), conv(channels, out))
+        self.resample = Upsample(channels, False, dims) if up else Downsample(channels, False, dims) if down else None
+        self.emb_layers = nn.Sequential(nn.SiLU(), linear(emb_channels, 2 * out if use_scale_shift_norm else out))
+        self.out_layers = nn.Sequential(
+            normalization(out), nn.SiLU(), nn.Dropout(p=dropout), zero_module(conv(out, out))
+        )
+        if out == channels:
+            self.skip_connection = nn.Identity()
+        else:
+            self.skip_connection = conv(channels, out) if use_conv else conv_nd(dims, channels, out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return checkpoint(self._forward, (x, emb), None, self.use_checkpoint)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, act, conv = self.in_layers
+        h = act(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+        emb = self.emb_layers(emb)
+        emb = emb.reshape(*emb.shape, *[1] * (h.ndim - 2))
+        norm, *rest = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = emb.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb)
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions of a feature map of any rank, added to the input.
+
+    The channels of `qkv` are ordered head by head (q, k, v of head 0, then of head 1, …);
+    `use_new_attention_order` puts all of q first, then k, then v.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_checkpoint: bool = False,
+        use_new_attention_order: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+        if channels % self.num_heads or (num_head_channels != -1 and channels % num_head_channels):
+            raise ValueError(
+                f"{channels} channels do not split into num_heads={num_heads}, num_head_channels={num_head_channels};"
+                " choose a number that divides the channels of every level with attention"
+            )
+        self.use_checkpoint = use_checkpoint
+        self.use_new_attention_order = use_new_attention_order
+        self.norm = normalization(channels)
+        self.qkv = conv_nd(1, channels, channels * 3, 1)
+        self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self._forward, (x,), None, self.use_checkpoint)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x).flatten(2)).transpose(1, 2)
+        if self.use_new_attention_order:
+            q, k, v = qkv.chunk(3, dim=-1)
+        else:
+            q, k, v = (part.flatten(2) for part in qkv.unflatten(-1, (self.num_heads, -1)).chunk(3, dim=-1))
+        h = multi_head_attention(q, k, v, self.num_heads)
+        return x + self.proj_out(h.transpose(1, 2)).unflatten(2, x.shape[2:])
