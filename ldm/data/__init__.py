@@ -1,0 +1,1 @@
+"""Captioned pictures without end: `shapes` draws them, `checker` reads them back."""
