@@ -11,8 +11,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from .shapes import BACKGROUNDS, COLOURS, MARGIN, RADII, SHADE, SHAPES, SIZE, TILT, TONES, Description
-from .shapes import background_pattern, coverage
+from .shapes import (
+    BACKGROUNDS,
+    COLOURS,
+    MARGIN,
+    RADII,
+    SHADE,
+    SHAPES,
+    SIZE,
+    TILT,
+    TONES,
+    Description,
+    background_pattern,
+    coverage,
+)
 
 LEAST_PIXELS = 40  # the smallest thing that is drawn, a small star, covers about 80
 LEAST_OVERLAP = 0.70  # of a thing with its best shape; drawings reach 0.9 and more
@@ -125,7 +137,7 @@ def _place_is(seen: Seen, place: str) -> bool:
 
 
 def score(picture: np.ndarray, description: Description) -> dict[str, bool]:
-    """What of a description a picture shows: {"count", "colour", "shape", "size", "place", "background"} → right or not.
+    """What of a description a picture shows: "count", "colour", "shape", "size", "place", "background" → right or not.
 
     Things are compared in the order of the layout, so a blue star to the right of a red ring, where the caption has it
     to the left, is wrong in colour and shape. What the caption does not say is right however it is drawn. All but the

@@ -1,0 +1,158 @@
+"""LatentDiffusion: schedule, conditioning, losses, averages."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.sampling import make_beta_schedule
+
+UNET = {
+    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    "params": {
+        "image_size": 4, "in_channels": 3, "out_channels": 3, "model_channels": 32, "attention_resolutions": [1],
+        "num_res_blocks": 1, "channel_mult": [1], "num_heads": 2, "use_spatial_transformer": True, "context_dim": 8,
+    },
+}  # fmt: skip
+FIRST_STAGE = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+
+
+def build(**changes) -> LatentDiffusion:
+    torch.manual_seed(0)
+    settings = {"conditioning_key": "crossattn", "use_ema": False, "channels": 3, "image_size": 4, **changes}
+    return LatentDiffusion(FIRST_STAGE, "__is_unconditional__", UNET, **settings)
+
+
+class Answer(nn.Module):
+    """In place of the network: what it would say if it took x_start for x0."""
+
+    def __init__(self, model: LatentDiffusion, x0: torch.Tensor):
+        super().__init__()
+        self.answer = (model.parameterization, model.alphas_cumprod, x0)
+
+    def forward(self, x, t, context=None, y=None):
+        kind, alphas, x0 = self.answer
+        a = alphas[t].reshape(-1, 1, 1, 1)
+        eps = (x - a.sqrt() * x0) / (1 - a).sqrt()
+        return {"eps": eps, "x0": x0, "v": a.sqrt() * eps - (1 - a).sqrt() * x0}[kind]
+
+
+def test_the_schedule_is_the_product_of_the_betas():
+    model = build(linear_start=0.00085, linear_end=0.012)
+    betas = make_beta_schedule("linear", 1000, 0.00085, 0.012)
+    np.testing.assert_allclose(model.alphas_cumprod.double(), np.cumprod(1 - betas), rtol=1e-6)
+    assert model.num_timesteps == 1000 and model.alphas_cumprod_prev[0] == 1
+    assert build(given_betas=[0.1, 0.2]).alphas_cumprod.tolist() == pytest.approx([0.9, 0.72])
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double()])
+def test_converting_the_networks_leaves_the_schedule_alone(convert):
+    model = build()
+    before = model.alphas_cumprod.clone()
+    convert(model)
+    assert next(model.model.parameters()).dtype != torch.float32
+    assert model.alphas_cumprod.dtype == torch.float32 and torch.equal(model.alphas_cumprod, before)
+    assert "alphas_cumprod" in model.state_dict()
+
+
+def test_a_model_on_the_meta_device_can_be_emptied_and_filled():
+    with torch.device("meta"):
+        model = build()
+    model.to_empty(device="cpu")
+    model.load_state_dict(build().state_dict())
+    assert torch.equal(model.betas, build().betas)
+
+
+def test_q_sample_has_the_moments_of_the_forward_process():
+    model = build()
+    x0, t = torch.full((20000, 1, 1, 1), 2.0), torch.full((20000,), 300)
+    x = model.q_sample(x0, t)
+    a = model.alphas_cumprod[300]
+    assert x.mean().item() == pytest.approx(2 * a.sqrt().item(), abs=4 * (1 - a).sqrt().item() / 20000**0.5)
+    assert x.var().item() == pytest.approx((1 - a).item(), rel=0.05)
+    noise = torch.randn(20000, 1, 1, 1)
+    torch.testing.assert_close(model.q_sample(x0, t, noise), a.sqrt() * x0 + (1 - a).sqrt() * noise)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_a_network_that_knows_the_answer_has_no_loss(kind, gamma):
+    model = build(parameterization=kind, min_snr_gamma=gamma)
+    x0 = torch.randn(6, 3, 4, 4)
+    model.model.diffusion_model = Answer(model, x0)
+    loss, logged = model.p_losses(x0, torch.zeros(6, 1, 8), torch.tensor([0, 10, 100, 400, 800, 999]))
+    assert loss.item() < 1e-5 and logged["train/loss"] == loss
+
+
+def test_min_snr_weighs_one_prediction_alike_however_it_is_expressed():
+    x0, guess = torch.randn(2, 6, 3, 4, 4)
+    t, noise = torch.tensor([20, 100, 300, 500, 800, 990]), torch.randn(6, 3, 4, 4)
+    losses = []
+    for kind in ("eps", "v", "x0"):
+        model = build(parameterization=kind, min_snr_gamma=5.0)
+        model.model.diffusion_model = Answer(model, guess)
+        losses.append(model.p_losses(x0, torch.zeros(6, 1, 8), t, noise)[0].item())
+    a = model.alphas_cumprod[t]
+    expected = ((a / (1 - a)).clamp(max=5) * (x0 - guess).square().mean((1, 2, 3))).mean().item()
+    assert losses == pytest.approx([expected] * 3, rel=1e-4)
+
+
+def test_conditionings_of_every_form_mean_the_same():
+    model = build().eval()
+    nn.init.normal_(model.model.diffusion_model.out[-1].weight)  # it starts at zero, and would hide everything
+    for p in model.model.diffusion_model.parameters():
+        nn.init.normal_(p, std=0.2)
+    x, t, c = torch.randn(2, 3, 4, 4), torch.tensor([5, 900]), torch.randn(2, 4, 8)
+    out = model.apply_model(x, t, c)
+    torch.testing.assert_close(model.apply_model(x, t, [c]), out)
+    torch.testing.assert_close(model.apply_model(x, t, {"c_crossattn": [c]}), out)
+    torch.testing.assert_close(model.apply_model(x, t, {"c_crossattn": [c[:, :1], c[:, 1:]]}), out)
+    assert (model.apply_model(x, t, c + 1) - out).abs().max() > 1e-4
+
+
+def test_ema_scope_lends_the_averages_and_gives_the_weights_back():
+    model = build(use_ema=True)
+    weight = next(model.model.parameters())
+    average = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="inside"), model.ema_scope():
+        torch.testing.assert_close(weight.detach(), average)
+        raise RuntimeError("inside")
+    torch.testing.assert_close(weight.detach(), average + 1)
+
+
+def test_the_latents_are_scaled_and_scaled_back():
+    model = build(scale_factor=0.18215)
+    z = model.get_first_stage_encoding(model.encode_first_stage(torch.ones(1, 3, 4, 4)))
+    assert z.unique().item() == pytest.approx(0.18215)
+    torch.testing.assert_close(model.decode_first_stage(z), torch.ones(1, 3, 4, 4))
+    assert "scale_factor" in build(scale_by_std=True).state_dict() and "scale_factor" not in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parameterization": "w"}, "'w'"),
+        ({"conditioning_key": "telepathy"}, "telepathy"),
+        ({"beta_schedule": "cubic"}, "cubic"),
+    ],
+)
+def test_bad_parameters_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(**changes)
+
+
+def test_unknown_parameters_are_refused_and_the_trainers_are_not():
+    with pytest.raises(TypeError, match="linear_stop"):
+        build(linear_stop=0.02)
+    build(monitor="val/loss_simple_ema", log_every_t=200, num_timesteps_cond=1)
+
+
+def test_a_missing_conditioning_is_named():
+    x, t = torch.randn(2, 3, 4, 4), torch.tensor([5, 900])
+    with pytest.raises(ValueError, match="c_crossattn"):
+        build().apply_model(x, t, None)
+    with pytest.raises(ValueError, match="unconditional"):
+        build().get_learned_conditioning(["a star"])
