@@ -1,0 +1,17 @@
+"""A diffusion sampler on torch, numpy and tqdm alone: `from ldm.sampling import DDIMSampler`, in any repository."""
+
+from .ddim import DDIMSampler, Step
+from .model import DiffusionModel
+from .schedule import NoiseSchedule, make_beta_schedule, q_sample, rescale_zero_terminal_snr
+from .timesteps import make_timesteps
+
+__all__ = [
+    "DDIMSampler",
+    "DiffusionModel",
+    "NoiseSchedule",
+    "Step",
+    "make_beta_schedule",
+    "make_timesteps",
+    "q_sample",
+    "rescale_zero_terminal_snr",
+]

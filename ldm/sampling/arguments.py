@@ -1,0 +1,127 @@
+"""What a caller may say, by name: CompVis' arguments and the options beyond them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from .guidance import Conditioning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `DDIMSampler.sample` takes beyond CompVis' arguments, and the constructor as defaults for it.
+
+    The timesteps, for `make_schedule`:
+      ddim_discretize    "uniform", "compvis", "quad", "leading", "trailing" or "linspace" (timesteps.py)
+      timesteps          a list of S timesteps, in either order, instead of a spacing
+      final_alpha        ᾱ where the last step ends: "first" (that of timestep 0, CompVis) or "one" (no noise at all)
+    The noise:
+      generator          one torch.Generator, or a list with one for each sample
+      seeds              one int for each sample: a sample is then the same alone and in any batch
+      noise_device       where noise is drawn: "cpu" makes devices agree (for seeds that is the default)
+    The model's prediction:
+      guidance_rescale   φ in [0, 1] of Lin et al. 2023: 0.7 is usual with v models and zero terminal SNR
+      guidance_interval  (lo, hi) in timesteps, such as (200, 800): guide only there (Kynkäänniemi et al. 2024)
+      batch_guidance     False asks the model for cond and uncond one after the other: half the memory
+      clip_x0            True or a limit: clamp the predicted x0 to ±1 or ±limit at each step
+    The rest:
+      blend_final        with a mask: put x0 back into the known region, exactly, after the last step
+      progress           show a bar; None does what `verbose` says
+    """
+
+    ddim_discretize: str = "uniform"
+    timesteps: Sequence[int] | None = None
+    final_alpha: str = "first"
+    generator: Generator | Sequence[Generator] | None = None
+    seeds: Sequence[int] | None = None
+    noise_device: torch.device | str | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    batch_guidance: bool = True
+    clip_x0: bool | float = False
+    blend_final: bool = False
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.final_alpha not in ("first", "one"):
+            raise ValueError(f'final_alpha = {self.final_alpha!r}: choose "first" (ᾱ of timestep 0) or "one"')
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale = {self.guidance_rescale}: choose a φ from 0 (off) to 1")
+        if self.clip_x0 < 0:
+            raise ValueError(f"clip_x0 = {self.clip_x0}: give True for ±1, or the limit as a positive number")
+
+    def updated(self, given: Mapping[str, Any], where: str) -> Options:
+        """These options with those given; None keeps. TypeError for a name that is none of them."""
+        names = names_of(Options)
+        refuse_unknown([name for name in given if name not in names], names, where)
+        return dataclasses.replace(self, **without_none(**{k: v for k, v in given.items() if k in names}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One run down the noise levels, in CompVis' words: what `sample`, `ddim_sampling` and `decode` ask of the loop."""
+
+    x_T: Tensor | None = None
+    mask: Tensor | None = None
+    x0: Tensor | None = None
+    normals_sequence: Sequence[Tensor] | None = None
+    unconditional_guidance_scale: float = 1.0
+    unconditional_conditioning: Conditioning = None
+    ucg_schedule: Sequence[float] | None = None
+    dynamic_threshold: float | None = None
+    quantize_x0: bool = False
+    temperature: float = 1.0
+    noise_dropout: float = 0.0
+    score_corrector: Any = None
+    corrector_kwargs: dict[str, Any] | None = None
+    use_original_steps: bool = False
+
+
+# Keywords that callers of CompVis' sampler pass to `sample`, which swallowed them: why they did nothing.
+SWALLOWED = {
+    "quantize_denoised": "sample calls it quantize_x0",
+    "return_intermediates": "sample always returns them",
+    "ddim_use_original_steps": "it is an argument of ddim_sampling",
+    "use_original_steps": "it is an argument of decode and encode",
+    "repeat_noise": "it is an argument of p_sample_ddim",
+    "ddim_steps": "sample calls it S",
+    "ddim_num_steps": "sample calls it S",
+    "ddim_eta": "sample calls it eta",
+    "ddim": "it chooses a sampler, and this is one",
+}
+
+
+def refuse_unknown(unknown: Collection[str], known: Collection[str], where: str) -> None:
+    """TypeError that names an unknown keyword and those like it; a warning if CompVis' callers are known to pass it."""
+    for name in unknown:
+        if name in SWALLOWED:
+            warn(f"{name} has no effect on {where}, as in CompVis: {SWALLOWED[name]}")
+            continue
+        close = difflib.get_close_matches(name, sorted(known), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"it takes {', '.join(sorted(known))}"
+        raise TypeError(f"{where} has no argument {name!r}: {hint}")
+
+
+def names_of(arguments: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(arguments)]
+
+
+def without_none(**arguments: Any) -> dict[str, Any]:
+    """The arguments that were given."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points at the caller's line: the first outside this package and torch's decorators."""
+    frame, depth = inspect.currentframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith((f"{__package__}.", "torch.")):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)

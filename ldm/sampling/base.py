@@ -1,0 +1,183 @@
+"""What every sampler of CompVis' family is: a model's noise schedule, made ready for S steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .arguments import Options, warn, without_none
+from .model import DiffusionModel, check_model
+from .schedule import Levels, NoiseSchedule, q_sample
+from .timesteps import given_timesteps, make_timesteps
+
+log = logging.getLogger(__name__)
+
+
+class Sampler(nn.Module):
+    """Holds a model without owning it: the model is no sub-module, and `state_dict()` is empty.
+
+    So a model may keep its sampler as an attribute. The buffers follow the model's device at `make_schedule`, and stay
+    float32 whatever the model is converted to.
+
+    `schedule` is kept under CompVis' name; the schedule itself is always the model's. `device` is for a model whose own
+    is not where it runs. `options` are defaults for the keyword-only arguments of `sample` (arguments.Options).
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        schedule: str = "linear",
+        *,
+        device: torch.device | str | None = None,
+        **options: Any,
+    ):
+        super().__init__()
+        check_model(model)
+        if schedule != "linear":
+            warn(f"schedule = {schedule!r} has no effect, as in CompVis: the noise schedule is the model's own")
+        self.model = model
+        self.schedule = schedule
+        self.ddpm_num_timesteps = int(model.num_timesteps)
+        self.device = device
+        self.options = Options().updated(options, type(self).__name__)
+        self.verbose = True
+        self._levels: dict[bool, Levels] = {}  # by use_original_steps
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model":  # not through nn.Module, which would make it a sub-module
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents live: as given, else the model's device, else that of its betas."""
+        device = self._device if self._device is not None else getattr(self.model, "device", None)
+        return torch.device(device) if device is not None else self.model.betas.device
+
+    @device.setter
+    def device(self, device: torch.device | str | None) -> None:
+        self._device = device
+
+    def register_buffer(self, name: str, attr: Any, persistent: bool = False) -> None:
+        """CompVis' hook: keep `attr` as an attribute, a tensor on the model's device. Never in the state dict."""
+        self.__dict__.pop(name, None)
+        self._buffers.pop(name, None)
+        if isinstance(attr, Tensor):
+            super().register_buffer(name, attr.to(self.device), persistent=persistent)
+        else:
+            setattr(self, name, attr)
+
+    def _apply(self, fn, recurse: bool = True) -> Sampler:
+        for name, buffer in self._buffers.items():  # .half() on a model that holds a sampler moves it, and no more
+            self._buffers[name] = buffer.to(fn(buffer).device)
+        return self
+
+    def make_schedule(
+        self,
+        ddim_num_steps: int,
+        ddim_discretize: str = "uniform",
+        ddim_eta: float = 0.0,
+        verbose: bool = True,
+        *,
+        timesteps: Sequence[int] | None = None,
+        final_alpha: str = "first",
+    ) -> None:
+        """Choose S timesteps and set their noise levels; `verbose` shows bars in what follows.
+
+        Buffers, float32 on the model's device: CompVis' betas, alphas_cumprod, …, (T,), and ddim_sigmas, ddim_alphas,
+        ddim_alphas_prev, ddim_sqrt_one_minus_alphas, (S,), ascending in noise like `ddim_timesteps`, (S,) int64.
+        `timesteps` and `final_alpha`: see arguments.Options. ValueError for an S that the model's T does not hold.
+        """
+        total, eta = self.ddpm_num_timesteps, float(ddim_eta)
+        Options(final_alpha=final_alpha)  # refuses an unknown one
+        if timesteps is None:
+            steps = make_timesteps(ddim_discretize, ddim_num_steps, total)
+        else:
+            steps = given_timesteps(timesteps, ddim_num_steps, total)
+        schedule = NoiseSchedule.of(self.model)
+        alphas = schedule.alpha_bar[steps]
+        last = 1.0 if final_alpha == "one" else schedule.alpha_bar[0]
+        ddim = Levels.of(steps, alphas, np.append(last, alphas[:-1]), eta)
+        original = Levels.of(range(total), schedule.alpha_bar, schedule.alpha_bar_prev, eta)
+
+        self.ddim_timesteps, self.verbose = steps, verbose
+        self._levels = {False: ddim, True: original}
+        buffers = schedule.buffers() | {
+            "ddim_sigmas": ddim.sigma,
+            "ddim_alphas": ddim.alpha_bar,
+            "ddim_alphas_prev": ddim.alpha_bar_prev,
+            "ddim_sqrt_one_minus_alphas": np.sqrt(1 - alphas),
+            "ddim_sigmas_for_original_num_steps": original.sigma,
+        }
+        for name, values in buffers.items():  # the cast: the loop reads the float64 levels, not these
+            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
+        if verbose:
+            log.info("timesteps %s, eta %g", steps.tolist(), eta)
+
+    def levels(self, use_original_steps: bool = False) -> Levels:
+        """The noise levels of the S steps, or of the model's own T. RuntimeError before `make_schedule`."""
+        if not self._levels:
+            raise RuntimeError("there are no timesteps yet: call make_schedule(S) first")
+        return self._levels[bool(use_original_steps)]
+
+    def _schedule_for(
+        self,
+        S: int,
+        eta: float,
+        verbose: bool,
+        ddim_discretize: str | None,
+        timesteps: Sequence[int] | None,
+        final_alpha: str | None,
+    ) -> None:
+        """make_schedule, where None is what the sampler was built with; in CompVis' arguments where they say it all."""
+        if timesteps is not None and ddim_discretize is not None:
+            warn("ddim_discretize has no effect: timesteps are given")
+        given = {"ddim_discretize": ddim_discretize, "timesteps": timesteps, "final_alpha": final_alpha}
+        o = self.options.updated(given, type(self).__name__)
+        ours = without_none(timesteps=o.timesteps, final_alpha=None if o.final_alpha == "first" else o.final_alpha)
+        self.make_schedule(ddim_num_steps=S, ddim_discretize=o.ddim_discretize, ddim_eta=eta, verbose=verbose, **ours)
+
+    def _subset(self, timesteps: int | None, use_original_steps: bool) -> int | None:
+        """How many of the levels `ddim_sampling(timesteps=…)` means."""
+        if timesteps is None:
+            return None
+        total = len(self.levels(use_original_steps))
+        count = timesteps if use_original_steps else int(min(timesteps / total, 1) * total) - 1  # CompVis' rule
+        if not 1 <= count <= total:
+            raise ValueError(
+                f"timesteps = {timesteps} leaves {count} of {total} steps: choose "
+                + (f"1 to {total}" if use_original_steps else "2 or more (n means n - 1 steps, as in CompVis)")
+            )
+        return count
+
+    def lowest_levels(self, name: str, count: int, use_original_steps: bool) -> Levels:
+        """The lowest `count` levels. ValueError unless there are so many, and at least one."""
+        levels = self.levels(use_original_steps)
+        if not 1 <= count <= len(levels):
+            raise ValueError(f"{name} = {count}: there are {len(levels)} steps; choose from 1 to {len(levels)}")
+        return levels.lowest(count)
+
+    @torch.no_grad()
+    def stochastic_encode(
+        self, x0: Tensor, t: Tensor | int, use_original_steps: bool = False, noise: Tensor | None = None
+    ) -> Tensor:
+        """x0 noised to level t (Ho et al. 2020, eq. 4); `t`, (B,) or one int, counts the sampler's levels from 0.
+
+        The step from level t is the (t + 1)-th from the end. CompVis' img2img decodes t steps from there: one fewer.
+        """
+        alpha_bar = self.levels(use_original_steps).alpha_bar
+        t = torch.as_tensor(t, device=x0.device)
+        if t.min() < 0 or t.max() >= len(alpha_bar):
+            raise ValueError(
+                f"t = {t.tolist()}: there are {len(alpha_bar)} levels; choose from 0 to {len(alpha_bar) - 1}"
+            )
+        noise = torch.randn_like(x0) if noise is None else noise
+        x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
+        a = torch.tensor(alpha_bar, dtype=x0.dtype, device=x0.device)[t]
+        return q_sample(x0, a.reshape(-1, *[1] * (x0.ndim - 1)), noise.to(x0))

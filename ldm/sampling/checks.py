@@ -1,0 +1,124 @@
+"""A run, checked before its first step: an error names the value and the remedy, a warning the idle argument."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import Options, Request, warn
+from .guidance import Conditioning, check_batch, check_forms
+from .mask import check_mask
+from .model import parameterization_of
+from .schedule import Levels
+from .transition import eps_weight
+
+SCHEDULE = ("ddim_discretize", "timesteps", "final_alpha")  # the options that are spent before a run starts
+
+
+def latent_shape(batch_size: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """(batch_size, *shape). ValueError unless all are whole and positive."""
+    try:
+        size = (operator.index(batch_size), *(operator.index(n) for n in shape))
+    except TypeError:
+        size = ()
+    if len(size) < 2 or min(size) < 1:
+        raise ValueError(
+            f"batch_size = {batch_size} and shape = {shape}: give a positive int, and the shape of one latent as a "
+            "sequence of them, such as (4, 64, 64)"
+        )
+    return size
+
+
+def check_request(
+    cond: Conditioning, shape: tuple[int, ...], request: Request, options: Options, levels: Levels
+) -> None:
+    """ValueError for what cannot be run on latents of `shape`, (B, …)."""
+    check_batch(cond, shape[0], "conditioning")
+    check_batch(request.unconditional_conditioning, shape[0], "unconditional_conditioning")
+    if request.x_T is not None and tuple(request.x_T.shape) != shape:
+        raise ValueError(
+            f"x_T has shape {tuple(request.x_T.shape)}, but (batch_size, *shape) is {shape}: make them agree"
+        )
+    check_forms(request.unconditional_conditioning, cond)
+    if request.mask is not None:
+        check_mask(request.mask, request.x0, shape)
+    if request.normals_sequence is not None:
+        check_normals(request.normals_sequence, len(levels), shape)
+    if not math.isfinite(request.temperature):
+        raise ValueError(f"temperature = {request.temperature}: give a finite number; 1 is the noise of eta")
+    if not 0 <= request.noise_dropout <= 1:
+        raise ValueError(f"noise_dropout = {request.noise_dropout}: give a probability, from 0 to 1")
+    p = request.dynamic_threshold
+    if p is not None and not 0 < p <= 1:
+        raise ValueError(f"dynamic_threshold = {p}: give a quantile, above 0 and up to 1; 0.995 is usual")
+    if p is not None and options.clip_x0:
+        raise ValueError(f"dynamic_threshold = {p} and clip_x0 = {options.clip_x0} both limit x0: give one of them")
+    for alpha_bar_prev, sigma in zip(levels.alpha_bar_prev, levels.sigma, strict=True):
+        try:
+            eps_weight(alpha_bar_prev, sigma)
+        except ValueError as error:  # said now, not at the step where it fails
+            raise ValueError(f"eta = {levels.eta:g} is too large: {error}") from None
+
+
+def check_predictions(model: object, levels: Levels, quantize: bool) -> None:
+    """ValueError if the prediction says nothing about x0; AttributeError if x0 is to be quantised and cannot be."""
+    if parameterization_of(model) == "eps" and levels.alpha_bar[-1] == 0:
+        raise ValueError(
+            f"ᾱ is 0 at timestep {levels.timesteps[-1]} (zero terminal SNR), where the eps that this model predicts "
+            "says nothing about x0: use a model that predicts v or x0, or timesteps that leave this one out "
+            '(ddim_discretize="leading")'
+        )
+    if quantize and not hasattr(getattr(model, "first_stage_model", None), "quantize"):
+        raise AttributeError(
+            f"quantize_x0 needs {type(model).__name__}.first_stage_model.quantize, which only an autoencoder with a "
+            "codebook (VQ) has: leave quantize_x0 out"
+        )
+
+
+def check_normals(normals: Sequence[Tensor], steps: int, shape: tuple[int, ...]) -> None:
+    """ValueError unless there is one tensor of `shape` for each step."""
+    if len(normals) != steps:
+        raise ValueError(f"normals_sequence holds {len(normals)} tensors for {steps} steps: give one for each step")
+    for i, noise in enumerate(normals):
+        if tuple(noise.shape) != shape:
+            raise ValueError(f"normals_sequence[{i}] has shape {tuple(noise.shape)}, but the latents are {shape}")
+
+
+def warn_idle(request: Request, given: Mapping[str, Any], scales: Sequence[float], levels: Levels) -> None:
+    """Warn, by name, of arguments without effect. `given`: the options of this call, without those of the sampler."""
+    quiet, unguided = not any(levels.sigma), request.unconditional_conditioning is None
+    why_quiet, why_unguided = "no noise is added at eta = 0", "there is no unconditional_conditioning"
+    for name, idle, why in (
+        ("temperature", request.temperature != 1 and quiet, why_quiet),
+        ("noise_dropout", request.noise_dropout > 0 and quiet, why_quiet),
+        ("normals_sequence", request.normals_sequence is not None and quiet, why_quiet),
+        ("x0", request.x0 is not None and request.mask is None, "there is no mask"),
+        ("blend_final", given.get("blend_final") and request.mask is None, "there is no mask"),
+        ("corrector_kwargs", request.corrector_kwargs and request.score_corrector is None, "there is no corrector"),
+        ("unconditional_guidance_scale", request.unconditional_guidance_scale != 1 and unguided, why_unguided),
+        ("ucg_schedule", request.ucg_schedule is not None and unguided, why_unguided),
+        ("guidance_rescale", given.get("guidance_rescale") and unguided, why_unguided),
+        ("guidance_interval", "guidance_interval" in given and unguided, why_unguided),
+        ("unconditional_conditioning", not unguided and all(s == 1 for s in scales), "the scale is 1 at every step"),
+        ("noise_device", "noise_device" in given and "generator" in given, "a generator has its own"),
+        *((name, name in given, "it is an argument of make_schedule") for name in SCHEDULE),
+    ):
+        if idle:
+            warn(f"{name} has no effect: {why}")
+
+
+def check_finite(sums: Sequence[Tensor], timesteps: Sequence[int]) -> None:
+    """FloatingPointError if a sum over the latents after a step is NaN or infinite. Waits for the device, once."""
+    finite = torch.stack(list(sums)).isfinite().tolist()
+    if not all(finite):
+        step = finite.index(False)
+        raise FloatingPointError(
+            f"the latents are not finite (NaN or Inf) after step {step + 1} of {len(finite)}, at timestep "
+            f"{timesteps[step]}, because the model's output is not: run the network in float32 or bfloat16 instead of "
+            "float16, and check its weights and its conditioning"
+        )

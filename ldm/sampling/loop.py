@@ -1,0 +1,148 @@
+"""The loop: a run is checked when it is made, and is then a generator of steps; leaving it early cancels the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .arguments import Options, Request, without_none
+from .checks import check_finite, check_predictions, check_request, warn_idle
+from .guidance import Conditioning, guidance_scales
+from .mask import keep_known
+from .noise import NoiseSource, noise_source
+from .schedule import Levels, q_sample
+
+if TYPE_CHECKING:
+    from .ddim import DDIMSampler
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step that was taken: from `x_t` at `timestep`, where the model predicts `x0`, to `x_prev`."""
+
+    index: int  # CompVis' index: steps - 1 at the first step (the noisiest), 0 at the last
+    timestep: int
+    x_t: Tensor  # (B, …), what the model saw
+    x0: Tensor
+    x_prev: Tensor  # after the last step: the samples
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to go: what stays the same from step to step. Iterating takes the steps."""
+
+    sampler: DDIMSampler
+    cond: Conditioning
+    x: Tensor  # the latents to start from
+    request: Request
+    options: Options
+    levels: Levels
+    scales: list[float]  # of guidance, the first step's first
+    source: NoiseSource
+    mask: Tensor | None
+    x0: Tensor | None  # to keep
+    desc: str
+
+    @classmethod
+    def of(
+        cls,
+        sampler: DDIMSampler,
+        cond: Conditioning,
+        shape: Sequence[int],
+        request: Request,
+        given: dict[str, Any],
+        *,
+        count: int | None = None,
+        desc: str = "DDIM sampler",
+    ) -> Run:
+        """The run down the lowest `count` (default: all) of the sampler's noise levels, on latents of `shape`, (B, …).
+
+        `given`: the options of this call. All errors that can be told before the first step are told here.
+        """
+        shape, options = tuple(shape), sampler.options.updated(given, type(sampler).__name__)
+        levels = sampler.levels(request.use_original_steps).lowest(count)
+        scales = guidance_scales(
+            request.unconditional_guidance_scale,
+            levels.timesteps[::-1],
+            request.ucg_schedule,
+            options.guidance_interval,
+        )
+        check_request(cond, shape, request, options, levels)
+        check_predictions(sampler.model, levels, request.quantize_x0)
+        warn_idle(request, without_none(**given), scales, levels)
+
+        source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)
+        if request.x_T is None:
+            x = source.normal(shape, sampler.device)
+        else:  # latents are float32, or float64 where they are given so, whatever the network computes in
+            x = request.x_T.to(sampler.device, torch.promote_types(request.x_T.dtype, torch.float32))
+        mask = x0 = None
+        if request.mask is not None:
+            mask, x0 = request.mask.to(x), request.x0.to(x.device).reshape(-1, *shape[1:])
+        return cls(sampler, cond, x, request, options, levels, scales, source, mask, x0, desc)
+
+    @torch.no_grad()  # and not inference_mode: a score corrector may differentiate
+    def __iter__(self) -> Iterator[Step]:
+        sampler, levels, n, x = self.sampler, self.levels, len(self.levels), self.x
+        show = sampler.verbose if self.options.progress is None else self.options.progress
+        arguments, sums = self.arguments(), []
+        for i in tqdm(range(n), desc=self.desc, disable=not show):
+            index = n - 1 - i
+            if sampler.levels(self.request.use_original_steps).lowest(n) != levels:
+                raise RuntimeError("make_schedule was called within a run: use another DDIMSampler for the other run")
+            t = torch.full((len(x),), levels.timesteps[index], device=x.device, dtype=torch.long)
+            if self.mask is not None:
+                x = keep_known(x, self.known(x, t, index), self.mask)
+            x_prev, x0 = sampler.p_sample_ddim(
+                x, self.cond, t, index=index, unconditional_guidance_scale=self.scales[i],
+                **arguments, **self.noise(i, index, x),
+            )  # fmt: skip
+            if index == 0 and self.mask is not None and self.options.blend_final:
+                x_prev = keep_known(x_prev, self.x0.to(x_prev), self.mask)
+            sums.append(x_prev.sum())
+            yield Step(index, levels.timesteps[index], x, x0, x_prev)
+            x = x_prev
+        check_finite(sums, levels.timesteps[::-1])
+
+    def noise(self, i: int, index: int, x: Tensor) -> dict[str, Any]:
+        """The noise of step i as an argument; none where p_sample_ddim is to draw it from the global generator."""
+        if self.request.normals_sequence is not None:
+            noise = self.request.normals_sequence[i].to(x)
+        elif self.source.is_global:
+            return {}
+        elif self.levels.sigma[index] * self.request.temperature == 0:
+            return {"noise": 0.0}  # a given generator is not advanced for noise that is not used
+        else:
+            noise = self.source.normal(x.shape, x.device, x.dtype)
+        return {"noise": self.source.dropout(noise, self.request.noise_dropout)}
+
+    def known(self, x: Tensor, t: Tensor, index: int) -> Tensor:
+        """x0 at x's noise level: by the model's q_sample, as in CompVis, unless the noise has a source of its own."""
+        if self.source.is_global and hasattr(self.sampler.model, "q_sample"):
+            return self.sampler.model.q_sample(self.x0, t).to(x.dtype)
+        noise = self.source.normal(x.shape, x.device, x.dtype)
+        return q_sample(self.x0.to(x.dtype), self.levels.alpha_bar[index], noise)
+
+    def arguments(self) -> dict[str, Any]:
+        """p_sample_ddim's arguments: CompVis', and of ours those in use: an override may take CompVis' alone."""
+        r, o = self.request, self.options
+        ours = {
+            "dynamic_threshold": (r.dynamic_threshold, None),
+            "guidance_rescale": (o.guidance_rescale, 0),
+            "batch_guidance": (o.batch_guidance, True),
+            "clip_x0": (o.clip_x0, False),
+        }
+        return {
+            "use_original_steps": r.use_original_steps,
+            "quantize_denoised": r.quantize_x0,
+            "temperature": r.temperature,
+            "noise_dropout": r.noise_dropout,
+            "score_corrector": r.score_corrector,
+            "corrector_kwargs": r.corrector_kwargs,
+            "unconditional_conditioning": r.unconditional_conditioning,
+        } | {name: value for name, (value, default) in ours.items() if value != default}

@@ -1,0 +1,34 @@
+"""Keep a known region while the rest is sampled (CompVis' inpainting). Mask 1 = keep, 0 = sample, between = mix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_known(x: Tensor, known: Tensor, mask: Tensor) -> Tensor:
+    """`known` where the mask is 1, `x` where it is 0. `x`: (B, …); the others broadcast to it.
+
+    Before a step `known` is x0 noised to x's level, so that the step sees one picture; after the last it is x0.
+    """
+    return mask * known + (1 - mask) * x
+
+
+def check_mask(mask: Tensor, x0: Tensor | None, shape: tuple[int, ...]) -> None:
+    """ValueError unless the mask, in [0, 1], broadcasts to `shape`, and x0 is latents of it, or one for all samples."""
+    if x0 is None:
+        raise ValueError("mask is given without x0: pass the latents to keep as x0 (mask 1 keeps them)")
+    if tuple(x0.shape) not in (shape, (1, *shape[1:]), shape[1:]):
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}: the latents to keep must be {shape}, or {shape[1:]} for all")
+    try:
+        fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, which does not broadcast to the latents' {shape}: "
+            f"resize it to {(shape[0], 1, *shape[2:])}"
+        )
+    low, high = (bound.item() for bound in mask.float().aminmax())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"mask holds values from {low:g} to {high:g}: 1 keeps x0, 0 samples; scale it to [0, 1]")

@@ -1,0 +1,46 @@
+"""What a sampler asks of a model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+REQUIRED = ("num_timesteps", "betas", "alphas_cumprod", "alphas_cumprod_prev", "apply_model")
+PARAMETERIZATIONS = ("eps", "v", "x0")
+
+
+class DiffusionModel(Protocol):
+    """The contract: any object with these five works, CompVis' `LatentDiffusion` among them.
+
+    Read where the model has them: `device` (else the device of `betas`) and `parameterization` ("eps", "v" or "x0";
+    else "eps"). Asked for only where they are used: `q_sample(x0, t)` by masks (without it the sampler's own does the
+    same), `first_stage_model.quantize(x0)` by `quantize_x0=True`.
+    """
+
+    num_timesteps: int  # T
+    betas: Tensor  # (T,)
+    alphas_cumprod: Tensor  # (T,): ᾱ, float32 or float64
+    alphas_cumprod_prev: Tensor  # (T,): ᾱ of the timestep before, 1 before the first
+
+    def apply_model(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
+        """The network's output, of x's shape, for latents x (B, …) at timesteps t (B,), long, conditioned on c."""
+        ...
+
+
+def check_model(model: object) -> None:
+    """Raise a TypeError that names what the contract asks for and the model lacks."""
+    missing = [name for name in REQUIRED if not hasattr(model, name)]
+    if missing:
+        raise TypeError(
+            f"{type(model).__name__} cannot be sampled from: it has no {', '.join(missing)}; "
+            "ldm.sampling.DiffusionModel says what each is"
+        )
+
+
+def parameterization_of(model: object) -> str:
+    """What the network predicts: "eps" (the default), "v" or "x0"."""
+    kind = getattr(model, "parameterization", "eps")
+    if kind not in PARAMETERIZATIONS:
+        raise ValueError(f"model.parameterization is {kind!r}; choose one of {', '.join(PARAMETERIZATIONS)}")
+    return kind

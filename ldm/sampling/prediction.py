@@ -1,0 +1,43 @@
+"""What the network says → (x0, eps): the two ends of the line x_t = √ᾱ x0 + √(1 − ᾱ) eps, and limits on x0."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+
+def predict(output: Tensor, x_t: Tensor, alpha_bar: float, parameterization: str) -> tuple[Tensor, Tensor]:
+    """(x0, eps) for a network that predicts "eps", "v" (Salimans & Ho 2022, appendix D) or "x0".
+
+    `output`, `x_t`: of one shape (or floats); `alpha_bar`: ᾱ at x_t's noise level, 0 (pure noise) only for v and x0.
+    """
+    signal, noise = sqrt(alpha_bar), sqrt(1 - alpha_bar)
+    if parameterization == "v":
+        return signal * x_t - noise * output, signal * output + noise * x_t
+    if parameterization == "x0":
+        return output, (x_t - signal * output) / noise
+    return x0_from_eps(x_t, output, alpha_bar), output
+
+
+def x0_from_eps(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
+    """x0 = (x_t − √(1 − ᾱ) eps) / √ᾱ. ValueError at ᾱ = 0, where x_t holds no x0."""
+    if alpha_bar == 0:
+        raise ValueError("at ᾱ = 0 (zero terminal SNR) eps says nothing about x0: use a model that predicts v or x0")
+    return (x_t - sqrt(1 - alpha_bar) * eps) / sqrt(alpha_bar)
+
+
+def clip_x0(x0: Tensor, limit: bool | float) -> Tensor:
+    """Clamp to ±limit; True is ±1."""
+    return x0.clamp(-float(limit), float(limit))
+
+
+def dynamic_threshold(x0: Tensor, p: float) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3), per sample: clamp to ±s, divide by s.
+
+    s is the p-quantile of |x0|, 0 < p ≤ 1, and at least 1. `x0`: (B, …).
+    """
+    s = torch.stack([sample.quantile(p) for sample in x0.abs().flatten(1)])  # by sample: quantile() has a size limit
+    s = s.clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) / s

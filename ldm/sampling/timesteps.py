@@ -1,0 +1,101 @@
+"""Which of the T training timesteps a sampler visits: exactly S of them, ascending, within 0 … T − 1."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def _uniform(s: int, t: int) -> np.ndarray:
+    """CompVis' 1, 1 + c, 1 + 2c, … with c = T/S; where S does not divide T, each is rounded down on its own.
+
+    The 1 added puts the last at T where S = T; there the steps are the T timesteps themselves.
+    """
+    return np.arange(s) * t // s + (1 if s < t else 0)
+
+
+def _compvis(s: int, t: int) -> np.ndarray:
+    """CompVis' stride T // S to the letter: the count is ⌈T / (T // S)⌉, which is S where S divides T."""
+    steps = np.arange(0, t, t // s) + 1
+    if steps[-1] >= t:
+        raise ValueError(
+            f'ddim_discretize="compvis" with S = {s} asks for timestep {steps[-1]}, but the last of T = {t} is {t - 1} '
+            '(the original ran out of its schedule here): use ddim_discretize="uniform", or an S below T that divides T'
+        )
+    return steps
+
+
+def _quad(s: int, t: int) -> np.ndarray:
+    """Squares up to 0.8 T, dense where noise is low (Song et al. 2021, appendix D.3); 1 added, as in CompVis.
+
+    Where the squares are closer than 1 the steps move up to stay distinct; at the top they move down to stay below T.
+    """
+    squares = (np.linspace(0, np.sqrt(t * 0.8), s) ** 2).astype(np.int64) + 1
+    i = np.arange(s)
+    distinct = np.maximum.accumulate(squares - i) + i
+    return np.minimum(distinct, t - s + i)
+
+
+def _leading(s: int, t: int) -> np.ndarray:
+    """0, c, 2c, … with c = T // S, as in diffusers."""
+    return np.arange(s) * (t // s)
+
+
+def _trailing(s: int, t: int) -> np.ndarray:
+    """T − 1 and back by T/S, rounded, as in diffusers: the first step is taken from the noisiest timestep."""
+    return np.arange(t, 0, -t / s)[:s].round().astype(np.int64)[::-1] - 1  # [:s]: rounding can make arange one longer
+
+
+def _linspace(s: int, t: int) -> np.ndarray:
+    """From 0 to T − 1, both included, rounded, as in diffusers."""
+    return np.linspace(0, t - 1, s).round().astype(np.int64)
+
+
+SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "uniform": _uniform,
+    "compvis": _compvis,
+    "quad": _quad,
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+}
+
+
+def make_timesteps(spacing: str, s: int, t: int) -> np.ndarray:
+    """S of T timesteps, spaced by name: (S,) int64, strictly ascending. ValueError unless 1 ≤ S ≤ T.
+
+    Every spacing gives exactly S for every S, but "compvis", which keeps the original's count.
+    """
+    if spacing not in SPACINGS:
+        raise ValueError(f"ddim_discretize = {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
+    return SPACINGS[spacing](check_count(s, t), t)
+
+
+def given_timesteps(timesteps: Sequence[int], s: int, t: int) -> np.ndarray:
+    """The caller's own list, rising or falling, as (S,) int64 ascending. ValueError unless S distinct in 0 … T − 1."""
+    try:
+        steps = np.array([operator.index(step) for step in timesteps], dtype=np.int64)
+    except TypeError:
+        raise TypeError(f"timesteps = {timesteps}: give whole numbers from 0 to {t - 1}") from None
+    if len(steps) != check_count(s, t):
+        raise ValueError(f"timesteps holds {len(steps)} steps, but S = {s}: pass S={len(steps)}")
+    if len(steps) > 1 and steps[0] > steps[-1]:
+        steps = steps[::-1].copy()
+    if np.any(np.diff(steps) <= 0):
+        raise ValueError(f"timesteps must rise or fall from each to the next, without repeats: got {steps.tolist()}")
+    if steps[0] < 0 or steps[-1] >= t:
+        raise ValueError(f"timesteps runs from {steps[0]} to {steps[-1]}; this model's are 0 to {t - 1}")
+    return steps
+
+
+def check_count(s: int, t: int) -> int:
+    """S as an int. TypeError unless it is whole, ValueError unless 1 ≤ S ≤ T."""
+    try:
+        count = operator.index(s)
+    except TypeError:
+        raise TypeError(f"S = {s!r}: the number of steps must be an int from 1 to {t}") from None
+    if not 1 <= count <= t:
+        raise ValueError(f"S = {s}: choose a number of steps from 1 to {t}, the timesteps that the model knows")
+    return count
