@@ -6,6 +6,7 @@ thing, and a thing's shape is the one whose drawing, fitted to its extent, cover
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +28,7 @@ from .shapes import (
 )
 
 LEAST_PIXELS = 40  # the smallest thing that is drawn, a small star, covers about 80
-LEAST_OVERLAP = 0.70  # of a thing with its best shape; drawings reach 0.9 and more
+LEAST_OVERLAP = 0.65  # of a thing with its best shape; drawings reach 0.9, small stars, whose tips vanish, 0.73
 _LIMIT = sum(r for pair in RADII.values() for r in pair) / 4  # between a small radius and a large one
 
 
@@ -69,12 +70,16 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
 
 
 @lru_cache(maxsize=256)
-def _extent(shape: str, degrees: float) -> tuple[float, float, float, float]:
-    """Left, right, top, bottom of a shape of radius 1 about its centre."""
-    radius, centre = 100.0, 150.0
-    rows, columns = np.nonzero(coverage(shape, centre, centre, radius, degrees, size=300) > 0.5)
-    sides = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
-    return tuple(float((side - centre) / radius) for side in sides)
+def _extent(shape: str, degrees: float) -> tuple[float, ...]:
+    """Left, right, top, bottom of a shape of radius 1 about its centre.
+
+    Measured at a usual size, in mean over positions within a pixel: tips thinner than a pixel show nowhere.
+    """
+    radius, sides = 11.0, []
+    for x, y in itertools.product((16.0, 16.25, 16.5, 16.75), repeat=2):
+        rows, columns = np.nonzero(coverage(shape, x, y, radius, degrees, size=33) > 0.5)
+        sides.append((columns.min() - x, columns.max() + 1 - x, rows.min() - y, rows.max() + 1 - y))
+    return tuple(float(side) for side in np.mean(sides, axis=0) / radius)
 
 
 def _fit(mask: np.ndarray, shape: str, degrees: float) -> tuple[float, float, float, float]:

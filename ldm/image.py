@@ -1,0 +1,190 @@
+"""Tensors to pictures: PIL images, captioned grids, and PNG files that say how they were made. Needs Pillow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+GAP = 4  # pixels between the pictures of a grid
+CAPTIONED_WIDTH = 192  # pixels: small pictures are enlarged to about this width, so that a caption fits below
+CAPTION_LINES = 4
+SETTINGS_CHUNK = "ldm-settings"  # our JSON, read back exactly; "parameters" is the text that other tools read
+
+# Our names for settings and those in the "parameters" text, in its usual order.
+_PARAMETERS = {"steps": "Steps", "sampler": "Sampler", "scale": "CFG scale", "seed": "Seed", "size": "Size",
+               "model": "Model", "eta": "Eta"}  # fmt: skip
+_PARAMETER = re.compile(r'\s*([\w][\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+
+
+def to_pil(images: torch.Tensor) -> list[Picture]:
+    """(B, 3, H, W) or (B, 1, H, W) in [-1, 1] → B pictures: values beyond are clipped, the nearest grey level taken.
+
+    ValueError for another shape, and for NaN or infinite values, which would come out as plausible black pixels.
+    """
+    from PIL import Image
+
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images have the shape {tuple(images.shape)}; (B, 3, H, W) or (B, 1, H, W) can be pictures")
+    images = images.detach().float().cpu()
+    broken = [k for k, image in enumerate(images) if not image.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(images)} pictures hold NaN or infinite values (the first is number {broken[0]}): "
+            "the network overflowed; compute in full precision, or check the checkpoint"
+        )
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(level if level.shape[2] == 3 else level[..., 0]) for level in levels]
+
+
+# ------------------------------------------------------------------------------------------------------------- grids
+
+
+def grid(pictures: Sequence[Picture], columns: int, captions: Sequence[str] | None = None) -> Picture:
+    """Pictures of one size side by side, `columns` in a row; with captions, each has its own below it.
+
+    Captions are wrapped to the picture's width and cut after a few lines; small pictures are enlarged (whole factor,
+    no smoothing) where there are captions, else nothing is scaled.
+    """
+    from PIL import Image, ImageDraw
+
+    if not pictures or columns < 1:
+        raise ValueError(f"a grid of {len(pictures)} pictures in {columns} columns: both must be at least 1")
+    if captions is not None and len(captions) != len(pictures):
+        raise ValueError(f"{len(captions)} captions for {len(pictures)} pictures: give one for each")
+    width, height = pictures[0].size
+    zoom = max(1, round(CAPTIONED_WIDTH / width)) if captions else 1
+    width, height = width * zoom, height * zoom
+    font = _font("".join(captions or []))
+    texts = [_wrap(caption, width, font) for caption in captions or []]
+    line = sum(font.getmetrics()) + 1
+    below = (max(map(len, texts)) * line + GAP) if texts else 0
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    size = (columns * (width + GAP) + GAP, rows * (height + below + GAP) + GAP)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, picture in enumerate(pictures):
+        x, y = GAP + k % columns * (width + GAP), GAP + k // columns * (height + below + GAP)
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST) if zoom > 1 else picture, (x, y))
+        for n, text in enumerate(texts[k] if texts else ()):
+            pen.text((x + (width - font.getlength(text)) / 2, y + height + 1 + n * line), text, fill="black", font=font)
+    return sheet
+
+
+def _font(text: str = ""):
+    """Pillow's own font, the same everywhere; it has no letters beyond ASCII, so a common one for those, if there."""
+    from PIL import ImageFont
+
+    if not text.isascii():
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype("DejaVuSans.ttf", size=13)
+    return ImageFont.load_default(size=13)
+
+
+def _wrap(caption: str, width: float, font) -> list[str]:
+    """Words → lines that fit into `width`; what does not fit into CAPTION_LINES ends in an ellipsis."""
+    lines = [""]
+    for word in caption.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(joined) > width:
+            lines.append(word)
+        else:
+            lines[-1] = joined
+    kept = lines[:CAPTION_LINES]
+    if len(lines) > CAPTION_LINES:
+        kept[-1] += "…"
+    return [_fit(text, width, font) for text in kept]
+
+
+def _fit(text: str, width: float, font) -> str:
+    while font.getlength(text) > width and len(text) > 1:
+        text = text.rstrip("…")[:-1] + "…"
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ PNG with its settings
+
+
+def save_png(picture: Picture, path: str | Path, settings: dict[str, Any] | None = None) -> None:
+    """Write a PNG that tells its settings (prompt, negative_prompt, seed, steps, … any JSON values).
+
+    FileExistsError instead of writing over a file. The file is encoded first, so that none is left half-written by an
+    interruption while encoding.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if settings:
+        info.add_text("parameters", parameters_text(settings))
+        info.add_text(SETTINGS_CHUNK, json.dumps(settings))
+    encoded = io.BytesIO()
+    picture.save(encoded, "png", pnginfo=info)
+    with open(path, "xb") as file:
+        file.write(encoded.getbuffer())
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a PNG: ours exactly; else what another tool's "parameters" text says; {} where there are none."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.load()  # text may stand after the pixels
+        chunks = dict(getattr(picture, "text", {}))
+    if SETTINGS_CHUNK in chunks:
+        return json.loads(chunks[SETTINGS_CHUNK])
+    return parse_parameters(chunks.get("parameters", ""))
+
+
+def parameters_text(settings: dict[str, Any]) -> str:
+    """The text that Stable Diffusion web UIs write and read: prompt, negative prompt, then "Name: value, …"."""
+    rest = {k: v for k, v in settings.items() if k not in ("prompt", "negative_prompt", "width", "height")}
+    if "width" in settings and "height" in settings:
+        rest["size"] = f"{settings['width']}x{settings['height']}"
+    known = [(name, rest.pop(key)) for key, name in _PARAMETERS.items() if rest.get(key) is not None]
+    others = [(key, value) for key, value in rest.items() if value is not None]
+    lines = [settings.get("prompt", "")]
+    if settings.get("negative_prompt"):
+        lines.append(f"Negative prompt: {settings['negative_prompt']}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in known + others))
+    return "\n".join(lines)
+
+
+def parse_parameters(text: str) -> dict[str, Any]:
+    """The inverse of `parameters_text`, for any tool's text: our names where we have one, numbers as numbers."""
+    if not text.strip():
+        return {}
+    head, _, last = text.rstrip().rpartition("\n")
+    if not re.match(r"\s*Steps: ", last):  # no line of settings: all of it is the prompt
+        head, last = text.rstrip(), ""
+    prompt, _, negative = f"\n{head}".partition("\nNegative prompt:")
+    settings: dict[str, Any] = {"prompt": prompt.removeprefix("\n"), "negative_prompt": negative.strip()}
+    ours = {name: key for key, name in _PARAMETERS.items()}
+    for name, value in _PARAMETER.findall(last):
+        settings[ours.get(name, name)] = _unquoted(value)
+    if match := re.fullmatch(r"(\d+)x(\d+)", str(settings.get("size", ""))):
+        settings["width"], settings["height"] = map(int, match.groups())
+        del settings["size"]
+    return settings
+
+
+def _quoted(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return json.dumps(text) if re.search(r'[,:\n"]', text) else text
+
+
+def _unquoted(value: str) -> Any:
+    value = value.strip()
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

@@ -1,0 +1,225 @@
+"""What the scripts share: how they run and fail, their flags, the prompts they read, and where their pictures go.
+
+Nothing heavy is imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import math
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# ---------------------------------------------------------------------------------------------------- running a script
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, `NAME: error: …`, with exit status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def run(main: Callable[[Sequence[str] | None], None], name: str, argv: Sequence[str] | None = None) -> None:
+    """Run a script's main; what the user can mend becomes one line and exit status 2 (traceback: `python -X dev`)."""
+
+    def say(kind: str, message: object):
+        from tqdm import tqdm
+
+        tqdm.write(f"{name}: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # between bars, not into one
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: say("warning", message)
+        try:
+            main(argv)
+        except KeyboardInterrupt as interrupt:
+            say("interrupted", str(interrupt) or "no picture was finished")
+            sys.exit(130)
+        except Exception as error:
+            explained = _explain(error)
+            if explained is None or sys.flags.dev_mode:
+                raise
+            say("error", explained)
+            sys.exit(2)
+
+
+def _explain(error: Exception) -> str | None:
+    """What to tell the user, or None for an error that is ours."""
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+        return f"out of memory; take a smaller --n_samples or picture ({str(error).splitlines()[0]})"
+    return str(error) if isinstance(error, ValueError | OSError | ImportError | ArithmeticError) else None
+
+
+# -------------------------------------------------------------------------------------------------------------- flags
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: an int or float with low ≤ value ≤ high."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            limits = f"from {low} to {high}" if high != math.inf else f"of at least {low}"
+            raise argparse.ArgumentTypeError(f"{text!r}: give {'an integer' if kind is int else 'a number'} {limits}")
+        return value
+
+    return parse
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the model")
+    group.add_argument("--config", help="YAML that describes the model (default: configs/shapes.yaml, the bundled one)")
+    group.add_argument("--ckpt", help="its weights (default: the bundled model's)")
+    group.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps …")
+    group.add_argument(
+        "--precision",
+        choices=["full", "autocast"],
+        help="autocast computes the network in fp16, on a CPU in bf16; latents stay float32 "
+        "(default: autocast on CUDA, full elsewhere)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="set a value of the config, as in sampler.params.eta=0.5"
+    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
+    group.add_argument(
+        "--ddim_eta",
+        type=number(float, 0),
+        help="0 is deterministic, 1 as noisy as DDPM (default: the config's, else 0)",
+    )
+    group.add_argument(
+        "--scale",
+        type=number(float, -1e6),
+        help="guidance: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty)) (default: the config's, else 7.5)",
+    )
+    group.add_argument(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=42,
+        help="picture i of a run has the seed SEED + i (default: 42)",
+    )
+    group.add_argument(
+        "--fixed_code",
+        action="store_true",
+        help="start every batch from the same noise: sample j of each has the seed SEED + j",
+    )
+    group.add_argument("--n_iter", type=number(int, 1), default=2, help="sample this often (default: 2)")
+    group.add_argument(
+        "--n_samples",
+        type=number(int, 1),
+        default=3,
+        help="batch size, and how many pictures --prompt gets in each iteration (default: 3)",
+    )
+
+
+def add_size_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("size")
+    size = number(int, 1)
+    group.add_argument("--H", type=size, help="height in pixels (default: the model's)")
+    group.add_argument("--W", type=size, help="width in pixels (default: the model's)")
+    group.add_argument("--C", type=size, help="latent channels (default: the model's; another number is an error)")
+    group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
+
+
+def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
+    group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
+    group.add_argument("--skip_save", action="store_true", help="save no single pictures")
+    group.add_argument("--n_rows", type=number(int, 0), default=0, help="pictures in a grid's row (default: n_samples)")
+
+
+# ------------------------------------------------------------------------------------------- prompts in, pictures out
+
+
+def read_prompts(path: str) -> list[str]:
+    """One prompt a line; blank lines are skipped."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--from-file {path}: byte {error.start} is not UTF-8; save the prompts as UTF-8") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"--from-file {path} holds no prompts; write one a line")
+    return prompts
+
+
+class Gallery:
+    """Where a run's pictures go: OUTDIR/samples/00000.png, counting on from what is there, and OUTDIR/grid-0000.png.
+
+    Used as a context, it tells what there is when the run is interrupted.
+    """
+
+    def __init__(self, outdir: str, *, save: bool = True, grid: bool = True):
+        """Make the folders at once, so that an unwritable one shows before a model is loaded."""
+        importlib.import_module("PIL")  # likewise
+        self.samples = Path(outdir, "samples")
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.count = 0
+        self._pictures = _Numbered(self.samples, "", 5) if save else None
+        self._grids = _Numbered(Path(outdir), "grid-", 4) if grid else None
+        self._kept: list[tuple[Any, str]] = []
+
+    def add(self, images, settings: Sequence[dict[str, Any]]) -> None:
+        """Save a batch of images (B, 3, H, W) in [-1, 1] with the settings of each."""
+        from ldm.image import to_pil
+
+        for picture, made in zip(to_pil(images), settings, strict=True):
+            if self._pictures:
+                self._pictures.save(picture, {**made, "width": picture.width, "height": picture.height})
+            if self._grids:
+                self._kept.append((picture, made["prompt"]))
+            self.count += 1
+
+    def finish(self, columns: int) -> str:
+        """Save the grid, with captions where the prompts differ; returns a line that says where all is."""
+        from ldm.image import grid
+
+        places = [f"in {self.samples}"] if self._pictures else []
+        if self._grids:
+            pictures, prompts = zip(*self._kept, strict=True)
+            sheet = grid(pictures, columns, prompts if len(set(prompts)) > 1 else None)
+            places.append(f"side by side in {self._grids.save(sheet)}")
+        return f"{_pictures(self.count)}: {', '.join(places) or 'none was saved'}"
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{_pictures(self.count)} finished; {self.samples} has what is saved") from None
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'' if count == 1 else 's'}"
+
+
+class _Numbered:
+    """Files PREFIX00000.png, PREFIX00001.png, …: each after the last one there, none written over."""
+
+    def __init__(self, folder: Path, prefix: str, digits: int):
+        self.folder, self.prefix, self.digits = folder, prefix, digits
+        names = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.png"))
+        self.next = max((int(name) for name in names if name.isdecimal()), default=-1) + 1
+
+    def save(self, picture, settings: dict[str, Any] | None = None) -> Path:
+        from ldm.image import save_png
+
+        while True:
+            path = self.folder / f"{self.prefix}{self.next:0{self.digits}}.png"
+            self.next += 1
+            with contextlib.suppress(FileExistsError):  # another run writes here too: take the next number
+                save_png(picture, path, settings)
+                return path

@@ -1,0 +1,206 @@
+"""From a config file and flags to a model, a device, a picture size and a sampler, checked before anything is loaded.
+
+The `sampler:` section of a config names the sampler and its options:
+
+    sampler:
+      target: ldm.sampling.DDIMSampler
+      params:                             # arguments of the sampler's constructor and of its `sample`, by their names
+        S: 50                             # --ddim_steps
+        eta: 0.0                          # --ddim_eta
+        unconditional_guidance_scale: 5.0 # --scale
+
+A flag goes before the config, the config before CompVis' defaults (50, 0.0, 7.5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT))  # a checkout's scripts use the checkout's ldm, installed or not
+
+BUNDLED_CONFIG = ROOT / "configs" / "shapes.yaml"
+BUNDLED_CKPT = ROOT / "ldm" / "assets" / "shapes.safetensors"
+SAMPLER = "ldm.sampling.DDIMSampler"
+DEFAULTS = {"S": 50, "eta": 0.0, "unconditional_guidance_scale": 7.5}
+FLAGS = {"ddim_steps": "S", "ddim_eta": "eta", "scale": "unconditional_guidance_scale"}
+# What a script gives to `sample` itself, and what cannot be written in YAML.
+_NOT_OPTIONS = frozenset(
+    "self model batch_size shape conditioning unconditional_conditioning seeds generator callback img_callback verbose "
+    "normals_sequence mask x0 x_T score_corrector corrector_kwargs progress device".split()
+)
+
+
+def load_config(path: str | None, overrides: Iterable[str] = ()):
+    """The YAML file (None: the bundled model's) with `key=value` overrides, as an OmegaConf node."""
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path or BUNDLED_CONFIG)
+    if not path.is_file():
+        raise FileNotFoundError(f"config {str(path)!r} does not exist; give the path of a model's YAML with --config")
+    try:
+        config = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
+        raise ValueError(f"config {str(path)!r} has no 'model' section with target and params")
+    config = OmegaConf.merge({"sampler": {"target": SAMPLER, "params": {}}}, config)
+    for override in overrides:
+        _override(config, override)
+    if not isinstance(config.sampler, DictConfig):
+        raise ValueError(f"config {str(path)!r}: sampler is {config.sampler!r}; give it a target and params")
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"config {str(path)!r}: {str(error).splitlines()[0]}") from error
+    return config
+
+
+def _override(config, override: str) -> None:
+    """Set one value; only `params` take new keys (their constructors know which exist), so a typo cannot pass."""
+    from omegaconf import DictConfig
+
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{override!r}: an override is KEY=VALUE, as in sampler.params.eta=0.5")
+    names = key.split(".")
+    node = config
+    for k, name in enumerate(names):
+        where = ".".join(names[:k])
+        if not isinstance(node, DictConfig):
+            raise ValueError(f"override {override!r}: {where!r} is a value of the config, nothing lies below it")
+        if name not in node and not (k == len(names) - 1 and k and names[k - 1] == "params"):
+            hint = _suggest(name, list(node))
+            raise ValueError(f"override {override!r}: {where or 'the config'} has no {name!r}{hint}")
+        node = node.get(name)
+    try:
+        config.merge_with_dotlist([override])
+    except Exception as error:  # whatever the YAML parser and OmegaConf raise for a value that they cannot read
+        raise ValueError(f"override {override!r}: {str(error).splitlines()[0]}") from error
+
+
+def _suggest(name: str, choices: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" (there are: {', '.join(map(str, choices))})"
+
+
+def checkpoint_path(config: str | None, ckpt: str | None) -> str:
+    """The weights' file: --ckpt, or the bundled model's where --config names no other model."""
+    if ckpt is None and config is not None and Path(config).resolve() != BUNDLED_CONFIG:
+        raise ValueError(f"--config {config} needs its weights: give --ckpt too")
+    if ckpt is None and not BUNDLED_CKPT.is_file():
+        raise FileNotFoundError(f"the bundled weights, {BUNDLED_CKPT}, are missing; give --ckpt")
+    return ckpt or str(BUNDLED_CKPT)
+
+
+def pick_device(name: str):
+    """The torch.device that --device names; ValueError where it is unknown or not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise ValueError(f"--device {name!r} is unknown; choose auto, cpu, cuda, cuda:N, mps or xpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not available here ({reason}); auto takes what there is") from error
+    return torch.device(name)
+
+
+def precision(name: str | None, device):
+    """The context to compute in: autocast by default on CUDA, where CompVis' had its effect."""
+    import torch
+
+    if (name or ("autocast" if device.type == "cuda" else "full")) == "full":
+        return contextlib.nullcontext()
+    if not torch.amp.is_autocast_available(device.type):
+        raise ValueError(f"--precision autocast: torch {torch.__version__} has none for {device.type}; use full")
+    return torch.autocast(device.type, torch.bfloat16 if device.type == "cpu" else torch.float16)
+
+
+def latent_shape(config, H: int | None, W: int | None, C: int | None, f: int | None) -> tuple[int, int, int]:
+    """(C, H / f, W / f), the shape of the latents of a picture of H×W pixels; None takes what the config says.
+
+    ValueError for sizes that the network would fail on: each of its levels, and each of the autoencoder's, halves them.
+    """
+    from omegaconf import OmegaConf
+
+    def of_model(key: str, default=None):
+        value = OmegaConf.select(config, f"model.params.{key}")
+        return default if value is None else value
+
+    levels = of_model("first_stage_config.params.ddconfig.ch_mult")
+    f = _agreed("f", f, 2 ** (len(levels) - 1) if levels else None, "a downsampling factor of {}")
+    C = _agreed("C", C, of_model("channels"), "{} latent channels")
+    side = of_model("image_size")
+    sides = side if side is None or not isinstance(side, int) else (side, side)
+    multiple = f * 2 ** (len(of_model("unet_config.params.channel_mult", (1, 2, 4, 8))) - 1)
+    shape = [C]
+    for k, (flag, value) in enumerate((("H", H), ("W", W))):
+        if value is None and sides is None:
+            raise ValueError(f"the config does not say the picture's size (model.params.image_size); give --{flag}")
+        value = sides[k] * f if value is None else value
+        if value % multiple:
+            near = math.ceil(value / multiple) * multiple
+            raise ValueError(f"--{flag} {value}: this model takes multiples of {multiple}, such as {near}")
+        shape.append(value // f)
+    return tuple(shape)
+
+
+def _agreed(flag: str, given: int | None, known: int | None, what: str) -> int:
+    if given is None and known is None:
+        raise ValueError(f"the config does not say what --{flag} is; give the flag")
+    if None not in (given, known) and given != known:
+        raise ValueError(f"--{flag} {given}: this model has {what.format(known)}; leave the flag out")
+    return known if given is None else given
+
+
+# ------------------------------------------------------------------------------------------------------------ sampler
+
+
+def sampler_class(config) -> type:
+    from ldm.util import get_obj_from_str
+
+    sampler = get_obj_from_str(config.sampler.get("target", SAMPLER))
+    if not callable(getattr(sampler, "sample", None)):
+        raise ValueError(f"sampler.target {config.sampler.target!r} has no `sample`; a sampler is {SAMPLER}")
+    return sampler
+
+
+def sampler_options(config, sampler: type, opt: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the constructor takes and what `sample` takes, of the config's `sampler.params` and the flags."""
+    from omegaconf import OmegaConf
+
+    given = OmegaConf.to_container(config.sampler).get("params") or {}
+    flags = {FLAGS[flag]: value for flag, value in vars(opt).items() if flag in FLAGS and value is not None}
+    built, called = _options_of(sampler.__init__), _options_of(sampler.sample)
+    options = {**DEFAULTS, **given, **flags}
+    for key, value in options.items():
+        if key not in built | called:
+            hint = f"; it is called {FLAGS[key]!r} there" if key in FLAGS else _suggest(key, sorted(built | called))
+            raise ValueError(f"sampler.params has {key!r}, which {sampler.__name__} does not know{hint}")
+        if key in DEFAULTS and (isinstance(value, bool) or not isinstance(value, int if key == "S" else int | float)):
+            raise ValueError(f"sampler.params.{key} is {value!r}; give {'an integer' if key == 'S' else 'a number'}")
+    return (
+        {key: value for key, value in options.items() if key in built},
+        {key: value for key, value in options.items() if key not in built},
+    )
+
+
+def _options_of(function: Callable) -> set[str]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind in kinds} - _NOT_OPTIONS

@@ -1,0 +1,32 @@
+"""What the distribution holds and needs; the tools' settings are in pyproject.toml.
+
+`ldm` is a namespace package, so that it merges with a training repository's own `ldm/` folder: its packages are found,
+never listed. The distribution has another name, because `ldm` on PyPI is somebody else's.
+"""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="latent-diffusion-sampler",
+    version="0.1.0",
+    description="A DDIM sampler that latent-diffusion repositories take in with one import, and a small model to try",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    # "." makes an editable install one path entry, which Python merges with other `ldm/` folders like any checkout.
+    package_dir={"": "."},
+    packages=find_namespace_packages(include=["ldm", "ldm.*"], exclude=["*.__pycache__"]),
+    package_data={"ldm.assets": ["*.safetensors"]},
+    # The lower bounds are tried by hand; constraints.txt has the versions that every test run uses.
+    install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "einops>=0.7", "omegaconf>=2.3"],
+    extras_require={
+        "scripts": ["pillow>=10.1", "safetensors>=0.4.3"],
+        "test": ["pytest>=7.4", "diffusers>=0.30", "pillow>=10.1", "safetensors>=0.4.3", "setuptools>=64"],
+        "lint": ["ruff>=0.5"],
+    },
+)
