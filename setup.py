@@ -23,7 +23,7 @@ setup(
     packages=find_namespace_packages(include=["ldm", "ldm.*"], exclude=["*.__pycache__"]),
     package_data={"ldm.assets": ["*.safetensors"]},
     # The lower bounds are tried by hand; constraints.txt has the versions that every test run uses.
-    install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "einops>=0.7", "omegaconf>=2.3"],
+    install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "omegaconf>=2.3"],
     extras_require={
         "scripts": ["pillow>=10.1", "safetensors>=0.4.3"],
         "test": ["pytest>=7.4", "diffusers>=0.30", "pillow>=10.1", "safetensors>=0.4.3", "setuptools>=64"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ldm.util import instantiate_from_config
 # In a file but not in the model, and of no use to it: the schedule's buffers (the config makes them), EMA copies where
 # the model keeps none, the weights of a training loss, and a constant that older text encoders saved.
 _HARMLESS_UNEXPECTED = re.compile(
-    r"(betas|alphas_cumprod(_prev)?|(sqrt|log|posterior|lvlb)_\w+|logvar|scale_factor)$|model_ema\.|(\w+\.)?loss\."
+    r"(betas|alphas_cumprod(_prev)?|(sqrt|log|posterior|lvlb)_\w+|logvar)$|model_ema\.|(\w+\.)?loss\."
     r"|cond_stage_model\..*position_ids$"
 )
 # In the model but not in the file, and made from the config alone. `scale_factor` is not: where kept, it was measured.
@@ -72,6 +73,8 @@ def _read_safetensors(path: Path, size: int, start: bytes, device: str | torch.d
 
 
 def _read_torch(path: Path, device: str | torch.device, mmap: bool) -> Any:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):  # CVE-2025-32434: weights_only could be got round
+        raise CheckpointError(f"{str(path)!r} is a pickle, safe to read from torch 2.6 on; this is {torch.__version__}")
     try:
         return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -130,9 +133,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             if k in weights and weights[k].shape != own[k].shape
         ],
     }
+    if "scale_factor" in problems["unexpected"]:  # a config may say it, too; another value would spoil every picture
+        factor = getattr(model, "scale_factor", None)
+        if factor is None or abs(weights["scale_factor"].item() / factor - 1) < 1e-3:
+            problems["unexpected"].remove("scale_factor")
     found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
     if found:
         raise CheckpointError(f"{source!r} does not fit the config's model ({found}); is it the config of this file?")
+    if "betas" in own and "betas" in weights and not torch.allclose(own["betas"], weights["betas"].float(), rtol=1e-3):
+        warnings.warn(
+            f"{source!r} was trained with another noise schedule than the config's; its own is used", stacklevel=3
+        )
     model.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)  # all else is accounted for
 
 

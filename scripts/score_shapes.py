@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
 import _cli
@@ -31,11 +30,14 @@ def unseen(n: int, **options) -> list:
     from ldm.data.shapes import Shapes
 
     scenes, found = Shapes(SEED, test=True, **options), {}
-    for k in count():
-        if len(found) == n:
-            return list(found.values())
+    for k in range(50 * n):
         description = scenes.describe(k)
         found.setdefault(description.caption, description)
+        if len(found) == n:
+            return list(found.values())
+    raise ValueError(
+        f"{n} captions were asked for, but only {len(found)} unseen ones of this kind were found: ask for fewer"
+    )
 
 
 def draw(model, sampler, descriptions: Sequence, shape: tuple, options: dict, batch: int, seed: int, autocast) -> list:
@@ -76,8 +78,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _cli.Parser("score_shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=_cli.number(int, 1), default=500, help="unseen captions (default: 500)")
     parser.add_argument("--n_held_out", type=_cli.number(int, 0), default=100, help="of the held-out pairs, besides")
-    parser.add_argument("--ddim_steps", type=_cli.number(int, 1), default=50)
-    parser.add_argument("--ddim_eta", type=_cli.number(float, 0))
+    parser.add_argument("--ddim_steps", type=_cli.number(int, 1), help="(default: the config's)")
+    parser.add_argument("--ddim_eta", type=_cli.number(float, 0), help="(default: the config's)")
     parser.add_argument("--scale", type=_cli.number(float, -1e6), help="guidance (default: the config's)")
     parser.add_argument("--seed", type=_cli.number(int, 0), default=0)
     parser.add_argument("--batch", type=_cli.number(int, 1), default=50)

@@ -12,18 +12,16 @@ import argparse
 import logging
 from pathlib import Path
 
+import _config
 import numpy as np
 import torch
 import torch.nn.functional as F
 from _training import Stage, log
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.data.shapes import BACKGROUNDS, COLOURS, PLACES, RADII, SHAPES, Shapes
 from ldm.util import instantiate_from_config
-
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "shapes.yaml"
 
 
 def pictures(scenes: list) -> Tensor:
@@ -41,7 +39,7 @@ def train_autoencoder(autoencoder: nn.Module, args: argparse.Namespace) -> None:
 
     def loss(step: int) -> Tensor:
         x = pictures([scenes[step * 32 + k] for k in range(32)]).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             posterior = autoencoder.encode(x)
             seen = autoencoder.decode(posterior.sample())
         error = seen.float() - x
@@ -106,15 +104,15 @@ def train_caption_encoder(encoder: nn.Module, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def latents_of_scenes(model: nn.Module, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """The training set: latents (N, C, h, w), not scaled, and caption tokens (N, L). Kept in OUT/latents.pt."""
-    path = args.out / "latents.pt"
+    """The training set: latents (N, C, h, w), not scaled, and caption tokens (N, L). Kept in OUT/latents-N.pt."""
+    path = args.out / f"latents-{args.scenes}.pt"
     if path.exists():
         kept = torch.load(path, weights_only=True)
         return kept["latents"], kept["tokens"]
     scenes, latents, tokens = Shapes(seed=3), [], []
     for start in tqdm(range(0, args.scenes, 64), desc="encoding scenes", mininterval=10):
         batch = [scenes[k] for k in range(start, min(start + 64, args.scenes))]
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             latents.append(model.encode_first_stage(pictures(batch).to(args.device)).mode().half().cpu())
         tokens.append(model.cond_stage_model.tokenize([d.caption for _, d in batch]).to(torch.uint8).cpu())
     kept = {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}
@@ -137,7 +135,7 @@ def train_diffusion(model: nn.Module, args: argparse.Namespace) -> None:
         words = tokens[rows].to(args.device).long() * (torch.rand(args.batch, 1) >= 0.1).to(args.device)
         spread = (torch.arange(args.batch) + torch.rand(args.batch)) / args.batch  # timesteps evenly over the schedule
         t = (spread * model.num_timesteps).long().to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             return model.p_losses(z, model.get_learned_conditioning(words), t)[0]
 
     stage.run(loss)
@@ -155,7 +153,7 @@ def export(model: nn.Module, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(CONFIG))
+    parser.add_argument("--config", default=str(_config.BUNDLED_CONFIG))
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="where the training's state lives")
     parser.add_argument("--ae_steps", type=int, default=3400)
     parser.add_argument("--caption_steps", type=int, default=800)
@@ -167,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args.out.mkdir(parents=True, exist_ok=True)
-    model = instantiate_from_config(OmegaConf.load(args.config).model)
+    model = instantiate_from_config(_config.load_config(args.config).model)
     train_autoencoder(model.first_stage_model, args)
     model.first_stage_model.requires_grad_(False)
     train_caption_encoder(model.cond_stage_model, args)

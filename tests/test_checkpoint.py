@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import CheckpointError, load_model, load_state_dict
+from ldm.checkpoint import CheckpointError, load_model, load_state_dict, load_weights
 
 LINEAR = {"model": {"target": "torch.nn.Linear", "params": {"in_features": 3, "out_features": 2}}}
 
@@ -142,3 +142,25 @@ def test_a_config_without_a_model_or_with_a_wrong_parameter_is_an_error():
         load_model({"model": {"target": "torch.nn.Linear", "params": {"wings": 2}}})
     with pytest.raises(ValueError, match="os.system"):
         load_model({"model": {"target": "os.system", "params": {"command": "true"}}})
+
+
+def test_a_measured_scale_factor_is_not_lost_silently(tmp_path):
+    """A config that says scale_by_std: false would decode at another scale, with nothing to see it by."""
+
+    class Model(nn.Module):
+        def __init__(self, scale_factor):
+            super().__init__()
+            self.net, self.scale_factor = nn.Linear(1, 1), scale_factor
+
+    weights = {**nn.Linear(1, 1).state_dict(prefix="net."), "scale_factor": torch.tensor(0.76)}
+    load_weights(Model(0.76), weights, "x.ckpt")
+    with pytest.raises(CheckpointError, match="1 unexpected: scale_factor"):
+        load_weights(Model(1.0), weights, "x.ckpt")
+
+
+def test_another_schedule_than_the_configs_is_announced():
+    model = nn.Linear(1, 1)
+    model.register_buffer("betas", torch.tensor([0.1, 0.2]))
+    with pytest.warns(UserWarning, match="another noise schedule"):
+        load_weights(model, {**model.state_dict(), "betas": torch.tensor([0.1, 0.3])}, "x.ckpt")
+    assert model.betas.tolist() == pytest.approx([0.1, 0.3])

@@ -54,6 +54,9 @@ def test_converting_the_networks_leaves_the_schedule_alone(convert):
     assert next(model.model.parameters()).dtype != torch.float32
     assert model.alphas_cumprod.dtype == torch.float32 and torch.equal(model.alphas_cumprod, before)
     assert "alphas_cumprod" in model.state_dict()
+    assert convert(build(scale_by_std=True, scale_factor=0.18215)).scale_factor.item() == pytest.approx(
+        0.18215, rel=1e-6
+    )
 
 
 def test_a_model_on_the_meta_device_can_be_emptied_and_filled():
@@ -150,9 +153,19 @@ def test_unknown_parameters_are_refused_and_the_trainers_are_not():
     build(monitor="val/loss_simple_ema", log_every_t=200, num_timesteps_cond=1)
 
 
-def test_a_missing_conditioning_is_named():
+def test_the_conditioning_key_is_inferred_by_the_originals_rule():
+    assert build(conditioning_key=None).model.conditioning_key is None  # unconditional
+    first_stage = "__is_first_stage__"
+    assert LatentDiffusion(FIRST_STAGE, first_stage, UNET, use_ema=False).model.conditioning_key == "concat"
+    crossattn = LatentDiffusion(FIRST_STAGE, first_stage, UNET, concat_mode=False, use_ema=False)
+    assert crossattn.model.conditioning_key == "crossattn"
+
+
+def test_a_missing_or_idle_conditioning_is_named():
     x, t = torch.randn(2, 3, 4, 4), torch.tensor([5, 900])
     with pytest.raises(ValueError, match="c_crossattn"):
         build().apply_model(x, t, None)
+    with pytest.raises(ValueError, match="does not take c_concat: leave it out"):
+        build().apply_model(x, t, {"c_crossattn": [torch.zeros(2, 1, 8)], "c_concat": [x]})
     with pytest.raises(ValueError, match="unconditional"):
         build().get_learned_conditioning(["a star"])

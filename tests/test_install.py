@@ -47,9 +47,9 @@ def test_the_bundled_weights_are_packed(arguments):
     assert not weights or "ldm.assets" in arguments["packages"]
 
 
-def test_the_base_needs_torch_numpy_tqdm_einops_and_omegaconf_alone(arguments):
+def test_the_base_needs_torch_numpy_tqdm_and_omegaconf_alone(arguments):
     names = {re.match(r"[\w-]+", r)[0] for r in arguments["install_requires"]}
-    assert names == {"torch", "numpy", "tqdm", "einops", "omegaconf"}
+    assert names == {"torch", "numpy", "tqdm", "omegaconf"}
 
 
 def test_constraints_pin_a_version_in_range_for_everything_asked_for(arguments):

@@ -159,11 +159,11 @@ def _pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
-def _thing(rng, count: int, held_out: bool | None) -> Thing:
-    """A random thing; `held_out` True: one of the held-out pairs, False: none of them, None: any pair."""
+def _thing(rng, count: int, held_out: bool) -> Thing:
+    """A random thing, of a held-out pair of colour and shape or of another."""
     while True:
         pair = _pick(rng, sorted(HELD_OUT)) if held_out else (_pick(rng, list(COLOURS)), _pick(rng, list(SHAPES)))
-        if held_out is False and pair in HELD_OUT:
+        if not held_out and pair in HELD_OUT:
             continue
         sizes = ("small", None) if count == 3 else ("small", "large", None, None)  # three large ones would not fit
         return Thing(*pair, _pick(rng, sizes))

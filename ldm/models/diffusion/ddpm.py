@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
+from ldm.sampling.model import PARAMETERIZATIONS
 from ldm.sampling.schedule import NoiseSchedule, make_beta_schedule, q_sample
 from ldm.util import instantiate_from_config
 
 # What the original's configs say to its trainer: no meaning here, so accepted and left alone.
 _TRAINING_ONLY = frozenset(
     "num_timesteps_cond log_every_t monitor scheduler_config loss_type original_elbo_weight l_simple_weight "
-    "v_posterior clip_denoised concat_mode cond_stage_forward learn_logvar logvar_init use_positional_encodings".split()
+    "v_posterior clip_denoised cond_stage_forward learn_logvar logvar_init use_positional_encodings".split()
 )
 
 
@@ -46,8 +47,9 @@ class DiffusionWrapper(nn.Module):
             ("c_concat", c_concat, key in ("concat", "hybrid")),
             ("c_crossattn", c_crossattn, key in ("crossattn", "hybrid", "adm")),
         ):
-            if wanted and not given:
-                raise ValueError(f"conditioning_key={key!r} needs {name}; pass it in the conditioning")
+            if bool(given) != wanted:
+                verb, remedy = ("needs", "pass it in") if wanted else ("does not take", "leave it out of")
+                raise ValueError(f"conditioning_key={key!r} {verb} {name}: {remedy} the conditioning")
         if key in ("concat", "hybrid"):
             x = torch.cat([x, *c_concat], dim=1)
         if key in ("crossattn", "hybrid"):
@@ -62,6 +64,7 @@ class LatentDiffusion(nn.Module):
 
     Parameters are the original's and their defaults too. `linear_start`, `linear_end`, `timesteps`, `beta_schedule`
     (or `given_betas`, (T,)) fix the noise schedule; `parameterization` what the network predicts ("eps", "v", "x0");
+    `conditioning_key` how it is conditioned (None: "concat", or "crossattn" where `concat_mode` is false);
     `scale_factor` brings the latents to about unit variance, and with `scale_by_std` it is measured in training and
     kept in the checkpoint; `image_size` and `channels` are those of the latents. `min_snr_gamma` weighs the loss
     (Hang et al. 2023; 5 is usual), None leaves it even in the network's own target.
@@ -80,6 +83,7 @@ class LatentDiffusion(nn.Module):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         *,
+        concat_mode: bool = True,
         timesteps: int = 1000,
         beta_schedule: str = "linear",
         linear_start: float = 1e-4,
@@ -97,8 +101,11 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         if unknown := sorted(set(training_only) - _TRAINING_ONLY):
             raise TypeError(f"LatentDiffusion has no parameter {', '.join(unknown)}; check the config's model.params")
-        if parameterization not in ("eps", "v", "x0"):
-            raise ValueError(f"parameterization={parameterization!r} is unknown; choose eps, v or x0")
+        if parameterization not in PARAMETERIZATIONS:
+            choices = ", ".join(PARAMETERIZATIONS)
+            raise ValueError(f"parameterization={parameterization!r} is unknown; choose one of {choices}")
+        if conditioning_key is None and cond_stage_config != "__is_unconditional__":
+            conditioning_key = "concat" if concat_mode else "crossattn"  # the original's rule
         self.parameterization, self.min_snr_gamma = parameterization, min_snr_gamma
         self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
         self.image_size, self.channels = image_size, channels
@@ -119,19 +126,20 @@ class LatentDiffusion(nn.Module):
             self.cond_stage_model.eval().requires_grad_(False)
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
+            self._kept_in_float32 += ("scale_factor",)
         else:
             self.scale_factor = scale_factor
 
     def _register_schedule(self, betas: Sequence[float]) -> None:
         buffers = NoiseSchedule.from_betas(betas).buffers()
-        self._schedule_names = tuple(buffers)
+        self._kept_in_float32 = tuple(buffers)
         self.num_timesteps = len(buffers["betas"])
         for name, values in buffers.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LatentDiffusion:
         """Moves and casts the networks; the schedule is only moved (ᾱ in half precision has two or three digits)."""
-        kept = {name: getattr(self, name) for name in self._schedule_names}
+        kept = {name: getattr(self, name) for name in self._kept_in_float32}
         super()._apply(fn, recurse)
         for name, values in kept.items():
             if not values.is_meta:
@@ -180,15 +188,17 @@ class LatentDiffusion(nn.Module):
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """x_t of x_start at timesteps t (B,): Ho et al. 2020, eq. 4. Without `noise` it is drawn."""
         noise = torch.randn_like(x_start) if noise is None else noise
-        alpha_bar = self.alphas_cumprod[t].reshape(-1, *[1] * (x_start.ndim - 1))
-        return q_sample(x_start, alpha_bar, noise)
+        return q_sample(x_start, self._alpha_bar(t, x_start), noise)
+
+    def _alpha_bar(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.alphas_cumprod[t].reshape(-1, *[1] * (x.ndim - 1))
 
     def p_losses(
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss at timesteps t, and what to log: mean squared error in what the network predicts."""
         noise = torch.randn_like(x_start) if noise is None else noise
-        alpha_bar = self.alphas_cumprod[t].reshape(-1, *[1] * (x_start.ndim - 1))
+        alpha_bar = self._alpha_bar(t, x_start)
         target = {
             "eps": noise,
             "x0": x_start,
