@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import torch
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-GAP = 4  # pixels between the pictures of a grid
+GAP = 4  # pixels round the pictures of a grid
+CAPTIONED_GAP = 16  # where there are captions: neighbours' words stay apart, and a caption is nearest to its picture
 CAPTIONED_WIDTH = 192  # pixels: small pictures are enlarged to about this width, so that a caption fits below
 CAPTION_LINES = 4
 SETTINGS_CHUNK = "ldm-settings"  # our JSON, read back exactly; "parameters" is the text that other tools read
@@ -50,9 +52,9 @@ def to_pil(images: torch.Tensor) -> list[Picture]:
 
 
 def grid(pictures: Sequence[Picture], columns: int, captions: Sequence[str] | None = None) -> Picture:
-    """Pictures of one size side by side, `columns` in a row; with captions, each has its own below it.
+    """Pictures of one size side by side, `columns` in a row; with captions, each has its own below it, centred.
 
-    Captions are wrapped to the picture's width and cut after a few lines; small pictures are enlarged (whole factor,
+    Captions are wrapped to the picture's width and end after a few lines; small pictures are enlarged (whole factor,
     no smoothing) where there are captions, else nothing is scaled.
     """
     from PIL import Image, ImageDraw
@@ -64,20 +66,21 @@ def grid(pictures: Sequence[Picture], columns: int, captions: Sequence[str] | No
     width, height = pictures[0].size
     zoom = max(1, round(CAPTIONED_WIDTH / width)) if captions else 1
     width, height = width * zoom, height * zoom
+    gap = CAPTIONED_GAP if captions else GAP
     font = _font("".join(captions or []))
-    texts = [_wrap(caption, width, font) for caption in captions or []]
+    texts = [_wrap(caption, width, font) for caption in captions or [""] * len(pictures)]
     line = sum(font.getmetrics()) + 1
-    below = (max(map(len, texts)) * line + GAP) if texts else 0
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    size = (columns * (width + GAP) + GAP, rows * (height + below + GAP) + GAP)
-    sheet = Image.new("RGB", size, "white")
+    lines = [max(map(len, texts[k : k + columns])) for k in range(0, len(pictures), columns)]
+    tops = list(accumulate(lines, lambda top, n: top + height + (GAP + n * line if captions else 0) + gap, initial=gap))
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, tops[-1]), "white")
     pen = ImageDraw.Draw(sheet)
     for k, picture in enumerate(pictures):
-        x, y = GAP + k % columns * (width + GAP), GAP + k // columns * (height + below + GAP)
+        x, y = gap + k % columns * (width + gap), tops[k // columns]
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST) if zoom > 1 else picture, (x, y))
-        for n, text in enumerate(texts[k] if texts else ()):
-            pen.text((x + (width - font.getlength(text)) / 2, y + height + 1 + n * line), text, fill="black", font=font)
+        for n, text in enumerate(texts[k]):
+            at = x + width // 2, y + height + GAP + n * line
+            pen.text(at, text, fill="black", font=font, anchor="ma")
     return sheet
 
 
@@ -92,7 +95,22 @@ def _font(text: str = ""):
 
 
 def _wrap(caption: str, width: float, font) -> list[str]:
-    """Words → lines that fit into `width`; what does not fit into CAPTION_LINES ends in an ellipsis."""
+    """Words → lines of about one length that fit into `width`; an ellipsis stands for words beyond CAPTION_LINES."""
+    lines = _lines(caption, width, font)
+    for narrower in range(int(width), 0, -4):  # as many lines, no word left alone on the last
+        if len(evener := _lines(caption, narrower, font)) > len(lines):
+            break
+        lines = evener
+    if len(lines) > CAPTION_LINES:
+        lines = _lines(caption, width, font)[:CAPTION_LINES]
+        while " " in lines[-1] and font.getlength(f"{lines[-1]}…") > width:
+            lines[-1] = lines[-1].rpartition(" ")[0]
+        lines[-1] += "…"
+    return [_fit(text, width, font) for text in lines]
+
+
+def _lines(caption: str, width: float, font) -> list[str]:
+    """As many words in each line as fit; a word that is wider has a line of its own."""
     lines = [""]
     for word in caption.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -100,10 +118,7 @@ def _wrap(caption: str, width: float, font) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = joined
-    kept = lines[:CAPTION_LINES]
-    if len(lines) > CAPTION_LINES:
-        kept[-1] += "…"
-    return [_fit(text, width, font) for text in kept]
+    return lines
 
 
 def _fit(text: str, width: float, font) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 # ---------------------------------------------------------------------------------------------------- running a script
 
+_NEEDED = frozenset("PIL safetensors torch numpy tqdm omegaconf yaml".split())
+
 
 class Parser(argparse.ArgumentParser):
     """Errors are one line, `NAME: error: …`, with exit status 2."""
@@ -30,9 +32,8 @@ def run(main: Callable[[Sequence[str] | None], None], name: str, argv: Sequence[
     """Run a script's main; what the user can mend becomes one line and exit status 2 (traceback: `python -X dev`)."""
 
     def say(kind: str, message: object):
-        from tqdm import tqdm
-
-        tqdm.write(f"{name}: {kind}: {' '.join(str(message).split())}", file=sys.stderr)  # between bars, not into one
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print  # between bars, not into one
+        write(f"{name}: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_args, **_kwargs: say("warning", message)
@@ -53,6 +54,8 @@ def _explain(error: Exception) -> str | None:
     """What to tell the user, or None for an error that is ours."""
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
         return f"out of memory; take a smaller --n_samples or picture ({str(error).splitlines()[0]})"
+    if isinstance(error, ImportError) and getattr(error.__cause__ or error, "name", None) in _NEEDED:
+        return f"{error}; pip install '.[scripts]' installs all that the scripts need"
     return str(error) if isinstance(error, ValueError | OSError | ImportError | ArithmeticError) else None
 
 
@@ -113,7 +116,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fixed_code",
         action="store_true",
-        help="start every batch from the same noise: sample j of each has the seed SEED + j",
+        help="use n_samples seeds again and again: picture k (from 0) of each iteration has the seed "
+        "SEED + k %% n_samples, also where the prompts do not divide by n_samples and batches begin elsewhere",
     )
     group.add_argument("--n_iter", type=number(int, 1), default=2, help="sample this often (default: 2)")
     group.add_argument(

@@ -21,7 +21,9 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,18 @@ DEFAULTS = {"S": 50, "eta": 0.0, "unconditional_guidance_scale": 7.5}
 FLAGS = {"ddim_steps": "S", "ddim_eta": "eta", "scale": "unconditional_guidance_scale"}
 # What a script gives to `sample` itself, and what cannot be written in YAML.
 _NOT_OPTIONS = frozenset(
-    "self model batch_size shape conditioning unconditional_conditioning seeds generator callback img_callback verbose "
-    "normals_sequence mask x0 x_T score_corrector corrector_kwargs progress device".split()
+    "self model schedule batch_size shape conditioning unconditional_conditioning seeds generator callback "
+    "img_callback verbose normals_sequence mask x0 x_T score_corrector corrector_kwargs progress device".split()
 )
+_RESOLVER = re.compile(r"\$\{(?!\s*[\w.\[\]-]+\s*\})[^}]*\}?")  # every ${…} but a plain reference, ${a.b}
 
 
 def load_config(path: str | None, overrides: Iterable[str] = ()):
-    """The YAML file (None: the bundled model's) with `key=value` overrides, as an OmegaConf node."""
+    """The YAML file (None: the bundled model's) with `key=value` overrides, as an OmegaConf node.
+
+    ValueError for what cannot be a config, and for OmegaConf's resolvers: configs come from strangers, and
+    `${oc.env:…}` would put the user's environment into the pictures' settings.
+    """
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -51,20 +58,46 @@ def load_config(path: str | None, overrides: Iterable[str] = ()):
         raise FileNotFoundError(f"config {str(path)!r} does not exist; give the path of a model's YAML with --config")
     try:
         config = OmegaConf.load(path)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"config {str(path)!r} is not YAML: {error}") from error
+    _refuse_resolvers(config, f"config {str(path)!r}")
     if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
         raise ValueError(f"config {str(path)!r} has no 'model' section with target and params")
     config = OmegaConf.merge({"sampler": {"target": SAMPLER, "params": {}}}, config)
     for override in overrides:
         _override(config, override)
-    if not isinstance(config.sampler, DictConfig):
-        raise ValueError(f"config {str(path)!r}: sampler is {config.sampler!r}; give it a target and params")
+        _refuse_resolvers(config, f"override {override!r}")
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ValueError(f"config {str(path)!r}: {str(error).splitlines()[0]}") from error
+    _refuse_resolvers(config, f"config {str(path)!r}")  # references can put one together
+    for name in ("model", "sampler"):
+        _check_section(config[name], name)
     return config
+
+
+def _refuse_resolvers(config, where: str) -> None:
+    from omegaconf import OmegaConf
+
+    if found := _RESOLVER.search(repr(OmegaConf.to_container(config))):
+        raise ValueError(
+            f"{where}: {found[0]} asks for a computed value, which could read your environment, so it is refused; "
+            "write the value itself, or refer to another of the config, as in ${model.params.channels}"
+        )
+
+
+def _check_section(section, name: str) -> None:
+    """ValueError unless it, and all below it, can say what to build: `target` is text, `params` a mapping."""
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{name} is {section!r}; give it a target and params")
+    for key, value in section.items():
+        if key == "target" and not (isinstance(value, str) and value):
+            raise ValueError(f"{name}.target is {value!r}; give the dotted path of a class, as in {SAMPLER}")
+        if key == "params" and not isinstance(value, Mapping | None):
+            raise ValueError(f"{name}.params is {value!r}; give a mapping, as in {name}.params.NAME=VALUE")
+        if isinstance(value, Mapping):
+            _check_section(value, f"{name}.{key}")
 
 
 def _override(config, override: str) -> None:
@@ -138,16 +171,16 @@ def latent_shape(config, H: int | None, W: int | None, C: int | None, f: int | N
     """
     from omegaconf import OmegaConf
 
-    def of_model(key: str, default=None):
+    def of_model(key: str, kind):
         value = OmegaConf.select(config, f"model.params.{key}")
-        return default if value is None else value
+        return None if value is None else _typed(f"model.params.{key}", value, kind)
 
-    levels = of_model("first_stage_config.params.ddconfig.ch_mult")
+    levels = of_model("first_stage_config.params.ddconfig.ch_mult", Sequence[int])
     f = _agreed("f", f, 2 ** (len(levels) - 1) if levels else None, "a downsampling factor of {}")
-    C = _agreed("C", C, of_model("channels"), "{} latent channels")
-    side = of_model("image_size")
-    sides = side if side is None or not isinstance(side, int) else (side, side)
-    multiple = f * 2 ** (len(of_model("unet_config.params.channel_mult", (1, 2, 4, 8))) - 1)
+    C = _agreed("C", C, of_model("channels", int), "{} latent channels")
+    side = of_model("image_size", int | tuple[int, int])
+    sides = (side, side) if isinstance(side, int) else side
+    multiple = f * 2 ** (len(of_model("unet_config.params.channel_mult", Sequence[int]) or (1, 2, 4, 8)) - 1)
     shape = [C]
     for k, (flag, value) in enumerate((("H", H), ("W", W))):
         if value is None and sides is None:
@@ -186,21 +219,63 @@ def sampler_options(config, sampler: type, opt: argparse.Namespace) -> tuple[dic
 
     given = OmegaConf.to_container(config.sampler).get("params") or {}
     flags = {FLAGS[flag]: value for flag, value in vars(opt).items() if flag in FLAGS and value is not None}
-    built, called = _options_of(sampler.__init__), _options_of(sampler.sample)
+    built = _options_of(sampler.__init__)
+    known = _options_of(sampler.sample) | built
     options = {**DEFAULTS, **given, **flags}
     for key, value in options.items():
-        if key not in built | called:
-            hint = f"; it is called {FLAGS[key]!r} there" if key in FLAGS else _suggest(key, sorted(built | called))
+        if key not in known:
+            hint = f"; it is called {FLAGS[key]!r} there" if key in FLAGS else _suggest(key, sorted(known))
             raise ValueError(f"sampler.params has {key!r}, which {sampler.__name__} does not know{hint}")
-        if key in DEFAULTS and (isinstance(value, bool) or not isinstance(value, int if key == "S" else int | float)):
-            raise ValueError(f"sampler.params.{key} is {value!r}; give {'an integer' if key == 'S' else 'a number'}")
+        _typed(f"sampler.params.{key}", value, known[key])
     return (
         {key: value for key, value in options.items() if key in built},
         {key: value for key, value in options.items() if key not in built},
     )
 
 
-def _options_of(function: Callable) -> set[str]:
+def _options_of(function: Callable) -> dict[str, Any]:
+    """What may be set of a function's parameters, with the annotation of each."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.kind in kinds} - _NOT_OPTIONS
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # of a name that is imported for type checkers alone
+        hints = {}
+    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind in kinds and p.name not in _NOT_OPTIONS}
+
+
+# ------------------------------------------------------------------------------------------------ a value and its type
+
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a name", type(None): "null", ...: "…"}
+_LISTS = (Sequence, list, tuple)
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """The value, if it is what an annotation says, else ValueError. Annotations beyond _WORDS take everything."""
+    if not _fits(value, kind):
+        raise ValueError(f"{name} is {value!r}; give {_words(kind)}")
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin in _LISTS:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            return False
+        if origin is not tuple or ... in parts:
+            parts = parts[:1] * len(value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if isinstance(value, bool) and kind in (int, float):  # an int to Python, not to people
+        return False
+    if kind is float:
+        return isinstance(value, int | float)
+    return kind not in _WORDS or isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in _LISTS:
+        return f"[{', '.join(map(_words, parts))}{'' if origin is tuple else ', …'}]"
+    return _WORDS.get(kind) or ", or ".join(_words(part) for part in parts if part in _WORDS or typing.get_args(part))

@@ -17,6 +17,8 @@ from ldm.sampling.schedule import q_sample
 
 GOLDEN = Path(__file__).parent / "golden" / "sampler"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "index.json").read_text())}
+# Which of 512 elements F.dropout(p = 0.3) drops after manual_seed(0), up to the 64th, where the numbers were made.
+DROPPED = [0, 1, 3, 5, 19, 28, 30, 35, 38, 42, 46, 48, 49, 50, 53, 54, 57, 63]
 SAMPLES = [name for name, case in CASES.items() if case["call"]["method"] == "sample"]
 
 
@@ -91,6 +93,13 @@ def sample(name, **more):
     return samples, intermediates, torch.randn(4), sampler, arrays
 
 
+def same_dropout():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        noise = torch.nn.functional.dropout(torch.ones(2, 4, 8, 8), 0.3).flatten()
+    return (noise[:64] == 0).nonzero().flatten().tolist() == DROPPED
+
+
 def close(actual, expected, atol=1e-5):
     """`atol`, and 8 float32 roundings of values beyond 1: the numbers reach 300, and the originals' own are 1 to 4
     roundings from what the same formulas give in float64."""
@@ -99,6 +108,8 @@ def close(actual, expected, atol=1e-5):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_gives_the_originals_numbers_and_leaves_the_generator_where_they_do(name):
+    if CASES[name]["call"].get("noise_dropout") and not same_dropout():
+        pytest.skip(f"F.dropout of torch {torch.__version__} draws other numbers than the torch of the golden ones")
     samples, intermediates, after, sampler, arrays = sample(name)
     atol = 1e-4 if CASES[name]["call"]["S"] >= 250 else 1e-5
     close(samples, arrays["out_samples"], atol)

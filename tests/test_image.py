@@ -74,22 +74,46 @@ def test_a_grid_is_no_wider_than_its_pictures():
     assert im.grid(colours(2), columns=9).width == 2 * 20 + 3 * im.GAP
 
 
-def test_captions_are_drawn_below_their_pictures_and_only_there():
-    plain, captioned = (im.grid(colours(2), 2, [first, ""]) for first in ("", "a red circle"))
-    changed = np.argwhere((np.asarray(plain.crop((0, 0, *captioned.size))) != np.asarray(captioned)).any(-1))
+def ink(caption):
+    """Where a caption is drawn in a grid of two, relative to the first picture: (rows, columns), and its (H, W)."""
+    plain, captioned = (im.grid(colours(2), 2, [first, ""]) for first in ("", caption))
+    changed = np.argwhere((np.asarray(captioned)[: plain.height] != np.asarray(plain)[: captioned.height]).any(-1))
+    below = np.argwhere((np.asarray(captioned)[plain.height :] != 255).any(-1)) + [plain.height, 0]
     zoom = round(im.CAPTIONED_WIDTH / 20)
-    assert len(changed) > 20
-    assert changed[:, 0].min() >= im.GAP + 10 * zoom, "on the picture"
-    assert changed[:, 1].max() < im.GAP + 20 * zoom, "under the neighbour"
+    return (np.concatenate([changed, below]) - im.CAPTIONED_GAP).T, (10 * zoom, 20 * zoom)
 
 
-def test_a_long_caption_is_wrapped_and_cut_to_the_pictures_width():
+def test_a_caption_is_drawn_below_its_picture_and_centred():
+    (rows, columns), (height, width) = ink("a red circle")
+    assert len(rows) > 20
+    assert height <= rows.min() < height + im.CAPTIONED_GAP, "on the picture, or nearer to the next"
+    assert abs((columns.min() + columns.max()) / 2 - width / 2) <= 2
+
+
+def test_the_words_of_neighbours_stay_apart():
+    (_, columns), (_, width) = ink("there is a red star on the right in front of a plain background and a big one")
+    assert columns.min() >= -1 and columns.max() <= width + 1 and im.CAPTIONED_GAP >= 12
+
+
+def test_each_row_of_a_grid_is_as_high_as_its_own_captions():
+    long = "a red circle to the left of a small red square in front of a dotted background"
+    one, other, both = (im.grid(colours(2), 1, captions) for captions in (["a", "b"], ["a", long], [long, long]))
+    assert other.height - one.height == both.height - other.height > 20
+
+
+def test_a_long_caption_is_wrapped_and_ends_after_a_few_lines_with_a_whole_word():
     font = im._font()
-    lines = im._wrap("word " * 60 + "end", 100, font)
-    assert len(lines) == im.CAPTION_LINES and lines[-1].endswith("…")
+    lines = im._wrap("wordy " * 60 + "end", 100, font)
+    assert len(lines) == im.CAPTION_LINES and lines[-1].endswith("wordy…")
     assert all(font.getlength(line) <= 100 for line in lines)
     assert font.getlength(im._wrap("x" * 200, 100, font)[0]) <= 100
     assert im._wrap("one two", 1000, font) == ["one two"]
+    assert im._wrap("", 100, font) == [""]
+
+
+def test_no_word_is_left_alone_on_the_last_line():
+    lines = im._wrap("from left to right a little red ring, a little purple circle and a pink star", 192, im._font())
+    assert len(lines) == 3 and all(len(line.split()) > 2 for line in lines)
 
 
 def test_a_grid_of_nothing_or_with_too_few_captions_is_an_error():

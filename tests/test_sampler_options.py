@@ -1,52 +1,17 @@
-"""What DDIMSampler takes: CompVis' signatures, the options beyond them, subclasses, and the core that they reach."""
+"""What DDIMSampler takes: CompVis' signatures, the options beyond them, and what is said of a wrong one."""
 
-import copy
 import inspect
 import math
-import pickle
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from _small_model import SHAPE, X_T, Model, guided, run
 
-from ldm.sampling import DDIMSampler, NoiseSchedule, make_beta_schedule, rescale_zero_terminal_snr
+from ldm.sampling import DDIMSampler
 from ldm.sampling.arguments import SWALLOWED, Options, names_of
-from ldm.sampling.guidance import pair_conditionings
-from ldm.sampling.prediction import clip_x0, dynamic_threshold, predict
-from ldm.sampling.transition import ddim_inverse_step, ddim_sigma, ddim_step
-
-SHAPE = (2, 4)
-X_T = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-C, U = torch.linspace(-1, 1, 3), torch.full((3,), 0.25)
-
-
-class Model(nn.Module):
-    """A smooth network on a small schedule; `calls` holds the batch and the timestep of each call."""
-
-    def __init__(self, parameterization="eps", timesteps=100, zero_snr=False):
-        super().__init__()
-        betas = make_beta_schedule("linear", timesteps, 0.01, 0.12)
-        schedule = NoiseSchedule.from_betas(rescale_zero_terminal_snr(betas) if zero_snr else betas)
-        for name, values in schedule.buffers().items():
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32))
-        self.num_timesteps, self.parameterization, self.calls = timesteps, parameterization, []
-
-    def apply_model(self, x, t, c):
-        self.calls.append((len(x), int(t[0])))
-        shift = 0.0 if c is None else c.reshape(-1, *[1] * (x.ndim - 1))
-        return torch.sin(x) * 0.5 + 0.2 * torch.cos(t / 30.0).reshape(-1, *[1] * (x.ndim - 1)) + shift
-
-
-def run(s=5, sampler=None, **options):
-    sampler = sampler or DDIMSampler(Model())
-    return sampler.sample(s, 3, SHAPE, **{"x_T": X_T, "progress": False} | options)[0]
-
-
-def guided(**options):
-    return {"conditioning": C, "unconditional_conditioning": U, "unconditional_guidance_scale": 3.0} | options
-
 
 # signatures
 
@@ -92,14 +57,14 @@ def test_an_unknown_keyword_is_told_what_is_like_it():
 @pytest.mark.parametrize("name", SWALLOWED)
 def test_a_keyword_that_compvis_swallowed_gets_a_warning_at_the_callers_line(name):
     with pytest.warns(UserWarning, match=f"{name} has no effect on sample") as caught:
-        out = run(**{name: True})
+        out, _ = DDIMSampler(Model()).sample(5, 3, SHAPE, x_T=X_T, progress=False, **{name: True})
     assert torch.equal(out, run()) and {w.filename for w in caught} == {__file__}
 
 
 def test_warnings_point_at_the_callers_line_from_every_depth():
     sampler = DDIMSampler(Model())
     with pytest.warns(UserWarning, match="temperature") as caught:
-        run(sampler=sampler, temperature=2.0)
+        sampler.sample(5, 3, SHAPE, temperature=2.0, progress=False)
         sampler.steps(5, 3, SHAPE, temperature=2.0)
         sampler.ddim_sampling(None, (3, *SHAPE), temperature=2.0, progress=False)
     assert {w.filename for w in caught} == {__file__} and len(caught) == 3
@@ -155,6 +120,12 @@ def test_they_reach_decode_and_steps_too_and_warn_of_nothing_where_they_are_idle
         ({"final_alpha": "zero"}, "final_alpha = 'zero'.*\"one\""),
         ({"guidance_rescale": 1.5}, "guidance_rescale = 1.5"),
         ({"clip_x0": -1.0}, "clip_x0 = -1.0"),
+        ({"clip_x0": math.nan}, "clip_x0 = nan"),
+        ({"clip_x0": "abc"}, "clip_x0 = 'abc'.*give True"),
+        ({"guidance_rescale": "0.7"}, "guidance_rescale = '0.7'.*choose"),
+        ({"guidance_interval": (1, 2, 3)}, r"guidance_interval = \(1, 2, 3\): give \(lo, hi\)"),
+        ({"guidance_interval": ("a", "b")}, r"guidance_interval = \('a', 'b'\)"),
+        ({"guidance_interval": 200}, "guidance_interval = 200"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_where_it_is_given(options, message):
@@ -162,6 +133,112 @@ def test_an_option_that_cannot_be_is_refused_where_it_is_given(options, message)
         DDIMSampler(Model(), **options)
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("eta", "abc"),
+        ("eta", None),
+        ("temperature", "abc"),
+        ("noise_dropout", [0.1]),
+        ("dynamic_threshold", "0.995"),
+        ("log_every_t", "abc"),
+        ("timesteps", "abc"),
+        ("timesteps", 5),
+        ("unconditional_guidance_scale", "abc"),
+        ("ucg_schedule", ["abc"] * 5),
+    ],
+)
+def test_a_number_of_another_type_is_refused_by_name_and_value(name, value):
+    shown = re.escape(str(value[0] if name == "ucg_schedule" else value))
+    with pytest.raises(ValueError, match=f"{name} = .*{shown}.*(give|choose) "):
+        run(**{name: value})
+
+
+def test_a_number_may_be_of_any_numeric_type():
+    options = {"eta": 1.0, "seeds": [1, 2, 3], "temperature": 0.5, "noise_dropout": 0.25, "clip_x0": 2}
+    for kind in (np.float64, np.float32, torch.tensor):
+        assert torch.equal(run(**{k: v if k == "seeds" else kind(v) for k, v in options.items()}), run(**options))
+
+
+def test_an_option_displaces_the_constructors_that_it_excludes():
+    listed = DDIMSampler(Model(), timesteps=[90, 60, 30, 20, 10])
+    assert torch.equal(run(7, listed, ddim_discretize="uniform"), run(7))
+    spaced = DDIMSampler(Model(), ddim_discretize="quad", clip_x0=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run(sampler=spaced, timesteps=[90, 60, 30, 20, 10], clip_x0=False), run(sampler=listed))
+        assert torch.equal(
+            run(sampler=spaced, dynamic_threshold=0.9), run(ddim_discretize="quad", dynamic_threshold=0.9)
+        )
+
+    def generator():
+        return torch.Generator().manual_seed(4)
+
+    seeds, drawn = run(eta=1.0, seeds=[1, 2, 3]), run(eta=1.0, generator=generator())
+    assert torch.equal(run(sampler=DDIMSampler(Model(), generator=generator()), eta=1.0, seeds=[1, 2, 3]), seeds)
+    assert torch.equal(run(sampler=DDIMSampler(Model(), seeds=[1, 2, 3]), eta=1.0, generator=generator()), drawn)
+
+
+def test_options_that_exclude_each_other_in_one_place_are_told_of():
+    both = {"seeds": [1, 2, 3], "generator": torch.Generator()}
+    with pytest.raises(ValueError, match="generator and seeds are both given"):
+        run(**both)
+    with pytest.raises(ValueError, match="generator and seeds are both given"):
+        run(sampler=DDIMSampler(Model(), **both))
+    with pytest.warns(UserWarning, match="ddim_discretize has no effect: timesteps are given") as caught:
+        DDIMSampler(Model(), timesteps=[3, 2, 1], ddim_discretize="quad")
+        run(3, timesteps=[3, 2, 1], ddim_discretize="quad")
+    assert len(caught) == 2
+
+
+@pytest.mark.parametrize("option", ["noise_device", "device"])
+def test_an_unknown_device_is_told_what_one_is(option):
+    with pytest.raises(ValueError, match=f"{option} = 'gpu'.*\"cuda\""):
+        run(sampler=DDIMSampler(Model(), **{option: "gpu"}))
+
+
+def test_an_array_is_told_how_to_become_a_tensor():
+    array = X_T.numpy()
+    options = {"x_T": array}, {"mask": array, "x0": X_T}, {"mask": X_T, "x0": array}
+    for name, given in zip(("x_T", "mask", "x0"), options):
+        with pytest.raises(TypeError, match=f"{name} is a ndarray.*torch.from_numpy"):
+            run(**given)
+    with pytest.raises(TypeError, match=r"normals_sequence\[0\] is a ndarray"):
+        run(1, eta=1.0, normals_sequence=[array])
+
+
+def test_steps_takes_verbose_and_refuses_the_original_steps_with_the_remedy():
+    sampler = DDIMSampler(Model())
+    (*_, last) = sampler.steps(5, 3, SHAPE, x_T=X_T, verbose=False, progress=None)
+    assert torch.equal(last.x_prev, run())
+    with pytest.raises(TypeError, match='S=T and final_alpha="one"'):
+        sampler.steps(5, 3, SHAPE, use_original_steps=True)
+    (*_, last) = sampler.steps(100, 3, SHAPE, x_T=X_T, final_alpha="one")
+    original, _ = sampler.ddim_sampling(None, (3, *SHAPE), x_T=X_T, ddim_use_original_steps=True)
+    assert torch.equal(last.x_prev, original)
+
+
+@pytest.mark.parametrize("verbose, progress, shown", [(False, None, False), (True, None, True), (True, False, False)])
+def test_steps_shows_a_bar_where_told(capsys, verbose, progress, shown):
+    list(DDIMSampler(Model()).steps(3, 3, SHAPE, verbose=verbose, progress=progress))
+    assert bool(capsys.readouterr().err) == shown
+
+
+def test_a_swallowed_keyword_is_warned_of_once_by_steps():
+    with pytest.warns(UserWarning, match="ddim_eta has no effect on steps") as caught:
+        DDIMSampler(Model()).steps(3, 3, SHAPE, ddim_eta=1.0)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("method", ["decode", "encode", "ddim_sampling"])
+def test_an_unknown_option_names_the_method_that_was_called(method):
+    sampler = DDIMSampler(Model())
+    sampler.make_schedule(5, verbose=False)
+    arguments = (None, (3, *SHAPE)) if method == "ddim_sampling" else (X_T, None, 3)
+    with pytest.raises(TypeError, match=f"{method} has no argument 'progres': did you mean progress"):
+        getattr(sampler, method)(*arguments, progres=False)
 
 
 def test_a_schedule_by_name_is_said_to_be_the_models():
@@ -175,399 +252,3 @@ def test_device_overrides_the_models():
     model.device = "meta"
     assert DDIMSampler(model).device == torch.device("meta")
     assert DDIMSampler(model, device="cpu").device == torch.device("cpu")
-
-
-# timesteps
-
-
-def test_final_alpha_says_where_the_last_step_ends():
-    sampler = DDIMSampler(Model())
-    sampler.make_schedule(5, verbose=False)
-    assert sampler.ddim_alphas_prev[0] == sampler.alphas_cumprod[0]
-    sampler.make_schedule(5, verbose=False, final_alpha="one")
-    assert sampler.ddim_alphas_prev[0] == 1
-
-
-def test_given_timesteps_are_those_the_model_is_asked_at():
-    model = Model()
-    run(3, DDIMSampler(model), timesteps=[99, 40, 7])
-    assert model.calls == [(3, 99), (3, 40), (3, 7)]
-
-
-@pytest.mark.parametrize("n, steps", [(10, 9), (4, 3), (20, 9)])
-def test_ddim_sampling_takes_a_subset_by_compvis_rule(n, steps):
-    sampler = DDIMSampler(Model())
-    sampler.make_schedule(10, verbose=False)
-    sampler.ddim_sampling(None, (3, *SHAPE), x_T=X_T, timesteps=n)
-    assert [t for _, t in sampler.model.calls] == sampler.ddim_timesteps[:steps][::-1].tolist()
-
-
-def test_over_the_original_steps_the_subset_is_exact():
-    sampler = DDIMSampler(Model())
-    sampler.make_schedule(10, verbose=False)
-    sampler.ddim_sampling(None, (3, *SHAPE), ddim_use_original_steps=True, timesteps=12)
-    assert [t for _, t in sampler.model.calls] == list(range(11, -1, -1))
-    with pytest.raises(ValueError, match="timesteps = 1 leaves 0 of 10 steps"):
-        sampler.ddim_sampling(None, (3, *SHAPE), timesteps=1)
-
-
-def test_a_schedule_made_within_a_run_is_noticed():
-    sampler = DDIMSampler(Model())
-    steps = sampler.steps(5, 3, SHAPE, x_T=X_T)
-    next(steps)
-    sampler.make_schedule(5, verbose=False)  # the same again: no harm
-    next(steps)
-    sampler.make_schedule(7, verbose=False)
-    with pytest.raises(RuntimeError, match="another DDIMSampler"):
-        next(steps)
-
-
-# noise
-
-
-def test_a_sequence_of_noise_is_the_noise_that_is_used():
-    g = torch.Generator().manual_seed(3)
-    drawn = run(eta=1.0, generator=g)
-    g = torch.Generator().manual_seed(3)
-    given = [torch.randn(3, *SHAPE, generator=g) for _ in range(5)]
-    assert torch.equal(run(eta=1.0, normals_sequence=given), drawn)
-    assert torch.equal(run(eta=1.0, normals_sequence=torch.stack(given)), drawn)
-    state = torch.get_rng_state()
-    run(eta=1.0, normals_sequence=given)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_noise_device_draws_from_that_devices_generator():
-    torch.manual_seed(5)
-    here = run(eta=1.0)
-    torch.manual_seed(5)
-    assert torch.equal(run(eta=1.0, noise_device="cpu"), here)
-
-
-def test_a_seed_may_be_any_kind_of_integer():
-    plain = run(eta=1.0, seeds=[1, 2, 3])
-    assert torch.equal(run(eta=1.0, seeds=np.array([1, 2, 3])), plain)
-    assert torch.equal(run(eta=1.0, seeds=torch.tensor([1, 2, 3])), plain)
-
-
-# guidance
-
-
-def test_the_unconditional_half_comes_first():
-    seen = []
-
-    class Spy(Model):
-        def apply_model(self, x, t, c):
-            seen.append(c)
-            return super().apply_model(x, t, c)
-
-    run(1, DDIMSampler(Spy()), **guided())
-    assert torch.equal(seen[0], torch.cat([U, C]))
-
-
-def test_two_calls_say_what_one_says():
-    one, two = Model(), Model()
-    torch.testing.assert_close(
-        run(sampler=DDIMSampler(two, batch_guidance=False), **guided()), run(sampler=DDIMSampler(one), **guided())
-    )
-    assert (
-        {b for b, _ in one.calls} == {6} and {b for b, _ in two.calls} == {3} and len(two.calls) == 2 * len(one.calls)
-    )
-
-
-def test_guidance_acts_within_its_interval_only():
-    model = Model()
-    run(10, DDIMSampler(model), **guided(guidance_interval=(21, 61)))
-    assert {t for b, t in model.calls if b == 6} == {21, 31, 41, 51, 61}
-    with pytest.raises(ValueError, match=r"guidance_interval = \(60, 20\)"):
-        run(**guided(guidance_interval=(60, 20)))
-
-
-def test_conditionings_pair_leaf_by_leaf_or_not_at_all():
-    a, b = torch.zeros(2, 3), torch.ones(2, 3)
-    paired = pair_conditionings({"x": [a, None], "y": {"z": a}, "n": 7}, {"x": [b, None], "y": {"z": b}, "n": 7})
-    both = torch.cat([a, b])
-    assert torch.equal(paired["x"][0], both) and torch.equal(paired["y"]["z"], both)
-    assert paired["x"][1] is None and paired["n"] == 7
-    assert isinstance(pair_conditionings((a,), (b,)), tuple)
-    for uncond, cond in [
-        (a, b[:, :2]),
-        ([a], [b, b]),
-        ({"x": a}, {"y": b}),
-        ({"x": None}, {"x": b}),
-        ({"n": 6}, {"n": 7}),
-        (["same", "words"], ["same", "words"]),  # one for each sample: only the model could double them
-        (torch.tensor(1), torch.tensor(1)),
-    ]:
-        assert pair_conditionings(uncond, cond) is None
-
-
-@pytest.mark.parametrize("uncond", [{"c_concat": None, "c_crossattn": [U]}, {"c_concat": [U], "c_crossattn": [U]}])
-def test_a_part_may_be_missing_on_one_side(uncond):
-    """ControlNet's guess mode: no hint for the unconditional half."""
-
-    class Hinted(Model):
-        def apply_model(self, x, t, c):
-            hint = 0.0 if c["c_concat"] is None else 0.1 * c["c_concat"][0].reshape(-1, 1, 1)
-            return super().apply_model(x, t, c["c_crossattn"][0]) + hint
-
-    model = Hinted()
-    out = run(
-        2,
-        DDIMSampler(model),
-        **guided(conditioning={"c_concat": [C], "c_crossattn": [C]}, unconditional_conditioning=uncond),
-    )
-    assert torch.isfinite(out).all() and {b for b, _ in model.calls} == ({3} if uncond["c_concat"] is None else {6})
-
-
-# what the model predicts
-
-
-@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-@pytest.mark.parametrize("alpha_bar", [0.01, 0.5, 0.999])
-def test_a_prediction_lies_on_the_line_through_x_t(kind, alpha_bar):
-    x, output = X_T.double(), torch.sin(X_T.double())
-    x0, eps = predict(output, x, alpha_bar, kind)
-    torch.testing.assert_close(alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * eps, x)
-    said = {"eps": eps, "x0": x0, "v": alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * x0}[kind]
-    torch.testing.assert_close(said, output)
-
-
-@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-@pytest.mark.parametrize("alpha_bar, alpha_bar_prev", [(0.01, 0.05), (0.5, 0.6), (0.9, 0.999)])
-def test_the_inverse_step_undoes_the_step_if_the_model_says_the_same(kind, alpha_bar, alpha_bar_prev):
-    x, output = X_T.double(), torch.sin(X_T.double())
-    x_prev = ddim_step(*predict(output, x, alpha_bar, kind), alpha_bar_prev)
-    torch.testing.assert_close(ddim_inverse_step(x_prev, output, alpha_bar, alpha_bar_prev, kind), x)
-
-
-def test_a_v_step_from_zero_signal_can_be_undone_and_an_x0_step_to_none_cannot():
-    x, output = X_T.double(), torch.sin(X_T.double())
-    x_prev = ddim_step(*predict(output, x, 0.0, "v"), 0.3)
-    torch.testing.assert_close(ddim_inverse_step(x_prev, output, 0.0, 0.3, "v"), x)
-    with pytest.raises(ValueError, match="cannot be undone"):
-        ddim_inverse_step(x, output, 0.5, 1.0, "x0")
-
-
-def test_sigma_is_the_ddpm_posterior_at_eta_one_and_nothing_where_there_is_no_step():
-    beta = 1 - 0.5 / 0.8
-    assert ddim_sigma(0.5, 0.8, 1.0) == pytest.approx(math.sqrt((1 - 0.8) / (1 - 0.5) * beta))
-    assert ddim_sigma(0.5, 0.8, 0.5) == pytest.approx(ddim_sigma(0.5, 0.8, 1.0) / 2)
-    assert ddim_sigma(1.0, 1.0, 1.0) == 0 and ddim_sigma(0.5, 0.5, 1.0) == 0
-
-
-def test_more_noise_than_the_next_level_holds_is_refused():
-    with pytest.raises(ValueError, match="more noise than the next level holds"):
-        ddim_step(X_T, X_T, 0.9, sigma=0.5)
-
-
-def test_clipping_and_thresholding_limit_x0_alone():
-    x0 = torch.tensor([[-3.0, 0.5, 1.0, 2.0], [0.1, -0.2, 0.3, 0.4]])
-    assert torch.equal(clip_x0(x0, True), x0.clamp(-1, 1)) and torch.equal(clip_x0(x0, 2), x0.clamp(-2, 2))
-    out = dynamic_threshold(x0, 0.75)
-    s = torch.tensor([[3.0, 2.0, 1.0, 0.5]]).quantile(0.75)
-    torch.testing.assert_close(out[0], x0[0].clamp(-s, s) / s)
-    assert torch.equal(out[1], x0[1]), "a sample within ±1 is left alone"
-
-
-def test_limits_reach_every_step():
-    sampler = DDIMSampler(Model())
-    for options, bound in (({"clip_x0": True}, 1), ({"clip_x0": 0.25}, 0.25), ({"dynamic_threshold": 0.9}, 1)):
-        assert all(step.x0.abs().max() <= bound for step in sampler.steps(5, 3, SHAPE, x_T=3 * X_T, **options))
-    with pytest.raises(ValueError, match="dynamic_threshold = 0.9 and clip_x0 = True both"):
-        run(clip_x0=True, dynamic_threshold=0.9)
-    with pytest.raises(ValueError, match="dynamic_threshold = 99.5"):
-        run(dynamic_threshold=99.5)
-
-
-class Corrector:
-    def __init__(self):
-        self.seen = []
-
-    def modify_score(self, model, e_t, x, t, c):
-        self.seen.append(e_t)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(leaf.pow(3).sum(), leaf)
-        return e_t - 0.01 * gradient
-
-
-@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-def test_a_score_corrector_sees_eps_and_needs_no_kwargs(kind):
-    corrector, sampler = Corrector(), DDIMSampler(Model(kind))
-    out = run(sampler=sampler, score_corrector=corrector)
-    alpha_bar = sampler.levels().alpha_bar[-1]
-    output = sampler.model.apply_model(X_T, torch.full((3,), int(sampler.ddim_timesteps[-1])), None)
-    torch.testing.assert_close(corrector.seen[0], predict(output, X_T, alpha_bar, kind)[1])
-    assert not out.requires_grad and not torch.equal(out, run(sampler=DDIMSampler(Model(kind))))
-
-
-def test_a_score_corrector_at_zero_signal_leaves_x0_and_stays_finite():
-    sampler = DDIMSampler(Model("v", zero_snr=True), ddim_discretize="trailing")
-    assert sampler.model.alphas_cumprod[-1] == 0
-    assert torch.isfinite(run(sampler=sampler, score_corrector=Corrector())).all()
-
-
-# encode
-
-
-def test_encode_keeps_about_as_many_intermediates_as_asked_for():
-    sampler = DDIMSampler(Model())
-    sampler.make_schedule(20, verbose=False)
-    heard = []
-    x, out = sampler.encode(X_T, None, 20, return_intermediates=4, callback=heard.append)
-    assert out["intermediate_steps"] == [0, 5, 10, 15, 18, 19] and len(out["intermediates"]) == 6
-    assert torch.equal(out["intermediates"][-1], x) and heard == list(range(20))
-    assert sampler.encode(X_T, None, 3, return_intermediates=9)[1]["intermediate_steps"] == [0, 1, 2]
-    assert "intermediates" not in sampler.encode(X_T, None, 3)[1]
-
-
-@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
-def test_decode_retraces_encode_for_every_prediction(kind):
-    sampler, errors = DDIMSampler(Model(kind, 400)), []
-    for s in (20, 40, 80):
-        sampler.make_schedule(s, verbose=False)
-        x, _ = sampler.encode(X_T.double(), C, s)
-        errors.append((sampler.decode(x, C, s) - X_T).abs().max().item())
-    assert errors[2] < 0.75 * errors[1] < 0.75**2 * errors[0], errors
-
-
-def test_a_level_beyond_the_schedule_is_refused():
-    sampler = DDIMSampler(Model())
-    sampler.make_schedule(10, verbose=False)
-    with pytest.raises(ValueError, match="t = 10: there are 10 levels; choose from 0 to 9"):
-        sampler.stochastic_encode(X_T, 10)
-    with pytest.raises(ValueError, match="t_start = 11: there are 10 steps"):
-        sampler.decode(X_T, None, 11)
-    assert torch.equal(sampler.decode(X_T, None, 0), X_T)
-
-
-def test_nan_names_the_first_timestep():
-    class Broken(Model):
-        def apply_model(self, x, t, c):
-            out = super().apply_model(x, t, c)
-            return out * float("nan") if t[0] <= 41 else out
-
-    sampler = DDIMSampler(Broken())
-    with pytest.raises(FloatingPointError, match="after step 7 of 10, at timestep 31.*float32"):
-        run(10, sampler, timesteps=[91, 81, 71, 61, 55, 51, 31, 21, 11, 1])
-    with pytest.raises(FloatingPointError, match="after step 1 of 10, at timestep 1,"):
-        sampler.encode(X_T, None, 10)
-
-
-# subclasses with CompVis' signatures
-
-
-class OldStep(DDIMSampler):
-    def p_sample_ddim(
-        self, x, c, t, index, repeat_noise=False, use_original_steps=False, quantize_denoised=False, temperature=1.0,
-        noise_dropout=0.0, score_corrector=None, corrector_kwargs=None, unconditional_guidance_scale=1.0,
-        unconditional_conditioning=None,
-    ):  # fmt: skip
-        return super().p_sample_ddim(x + 0.1, c, t, index)
-
-
-class OldSchedule(DDIMSampler):
-    def make_schedule(self, ddim_num_steps, ddim_discretize="uniform", ddim_eta=0.0, verbose=True):
-        super().make_schedule(ddim_num_steps, "quad", ddim_eta, verbose)
-
-
-class OldLoop(DDIMSampler):
-    def ddim_sampling(
-        self, cond, shape, x_T=None, ddim_use_original_steps=False, callback=None, timesteps=None,
-        quantize_denoised=False, mask=None, x0=None, img_callback=None, log_every_t=100, temperature=1.0,
-        noise_dropout=0.0, score_corrector=None, corrector_kwargs=None, unconditional_guidance_scale=1.0,
-        unconditional_conditioning=None,
-    ):  # fmt: skip
-        return super().ddim_sampling(cond, shape, x_T=x_T + 1)
-
-
-class OldBuffer(DDIMSampler):
-    def register_buffer(self, name, attr):
-        setattr(self, name, attr)
-
-
-def test_overrides_with_compvis_signatures_are_honoured():
-    def out(kind, **options):
-        return kind(Model()).sample(5, 3, SHAPE, x_T=X_T, verbose=False, **options)[0]
-
-    plain = out(DDIMSampler)
-    assert not torch.equal(out(OldStep), plain)
-    assert torch.equal(out(OldSchedule), out(DDIMSampler, ddim_discretize="quad"))
-    assert torch.equal(out(OldLoop), DDIMSampler(Model()).sample(5, 3, SHAPE, x_T=X_T + 1, verbose=False)[0])
-    assert torch.equal(out(OldBuffer), plain)
-
-
-def test_an_override_goes_for_decode_and_steps_too():
-    sampler = OldStep(Model())
-    sampled = run(sampler=sampler)
-    (*_, last) = sampler.steps(5, 3, SHAPE, x_T=X_T)
-    assert torch.equal(last.x_prev, sampled) and torch.equal(sampler.decode(X_T, None, 5), sampled)
-
-
-# the object
-
-
-def test_a_copy_and_a_pickle_sample_the_same():
-    sampler = DDIMSampler(Model(), clip_x0=2.0)
-    sampler.make_schedule(5, verbose=False)
-    for twin in (copy.copy(sampler), copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
-        assert torch.equal(run(sampler=twin), run(sampler=sampler))
-        assert not list(twin.modules())[1:], "the model became a sub-module"
-    model = Model()
-    model.sampler = DDIMSampler(model)
-    twin = copy.deepcopy(model)
-    assert twin.sampler.model is twin
-
-
-def test_another_model_may_be_put_in():
-    sampler, model = DDIMSampler(Model()), Model("v")
-    sampler.model = model
-    assert sampler.model is model and not list(sampler.children())
-    assert torch.equal(run(sampler=sampler), run(sampler=DDIMSampler(model)))
-
-
-def test_what_is_registered_may_be_a_tensor_an_array_and_a_tensor_again():
-    sampler = DDIMSampler(Model())
-    for value in (torch.ones(2), np.ones(2), torch.zeros(3)):
-        sampler.register_buffer("mine", value)
-        assert sampler.mine.shape == value.shape and type(sampler.mine) is type(value)
-    assert not sampler.state_dict()
-
-
-def test_a_half_precision_schedule_gets_a_warning():
-    with pytest.warns(UserWarning, match="float16.*not the schedule's buffers"):
-        DDIMSampler(Model().half()).make_schedule(5, verbose=False)
-
-
-def test_a_schedule_that_is_none_is_refused():
-    model = Model()
-    model.num_timesteps = 50
-    with pytest.raises(ValueError, match=r"model.betas has shape \(100,\), but model.num_timesteps is 50"):
-        DDIMSampler(model).make_schedule(5)
-    model = Model()
-    model.alphas_cumprod = model.alphas_cumprod.flip(0)
-    with pytest.raises(ValueError, match="must fall"):
-        DDIMSampler(model).make_schedule(5)
-
-
-# noise schedules
-
-
-@pytest.mark.parametrize("name", ["linear", "sqrt_linear", "cosine", "sqrt"])
-def test_a_beta_schedule_gives_levels_that_fall(name):
-    schedule = NoiseSchedule.from_betas(make_beta_schedule(name, 1000, 1e-4, 2e-2))
-    assert len(schedule) == 1000 and schedule.alpha_bar.dtype == np.float64
-    assert np.all(np.diff(schedule.alpha_bar) < 0) and 0 < schedule.alpha_bar[-1] < schedule.alpha_bar[0] < 1
-    np.testing.assert_allclose(schedule.alpha_bar, schedule.alpha_bar_prev * (1 - schedule.betas), rtol=1e-12)
-
-
-def test_an_unknown_beta_schedule_is_told_the_choices():
-    with pytest.raises(ValueError, match="'quadratic' is unknown; choose one of linear, cosine, sqrt_linear, sqrt"):
-        make_beta_schedule("quadratic", 10)
-
-
-def test_zero_terminal_snr_ends_at_nothing_and_keeps_the_start():
-    betas = make_beta_schedule("linear", 1000, 0.00085, 0.012)
-    before, after = (NoiseSchedule.from_betas(b).alpha_bar for b in (betas, rescale_zero_terminal_snr(betas)))
-    assert after[-1] == 0 and after[0] == pytest.approx(before[0], abs=1e-15) and np.all(np.diff(after) < 0)

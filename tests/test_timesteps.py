@@ -102,6 +102,9 @@ def test_a_given_list_is_taken_in_either_order(given):
         ([1, 1, 999], "rise or fall"),
         ([0, 20, 1000], "from 0 to 1000; this model's are 0 to 999"),
         ([-1, 20, 30], "from -1 to 30"),
+        ([1, 20.5, 30], r"timesteps = \[1, 20.5, 30\]: give whole numbers"),
+        ("abc", "timesteps = 'abc': give whole numbers"),
+        (3, "timesteps = 3: give whole numbers"),
     ],
 )
 def test_a_given_list_that_cannot_be_is_refused(given, message):

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from .guidance import Conditioning
+from .values import as_interval, check_numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,16 +54,19 @@ class Options:
     def __post_init__(self) -> None:
         if self.final_alpha not in ("first", "one"):
             raise ValueError(f'final_alpha = {self.final_alpha!r}: choose "first" (ᾱ of timestep 0) or "one"')
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale = {self.guidance_rescale}: choose a φ from 0 (off) to 1")
-        if self.clip_x0 < 0:
-            raise ValueError(f"clip_x0 = {self.clip_x0}: give True for ±1, or the limit as a positive number")
+        check_numbers(guidance_rescale=self.guidance_rescale, clip_x0=self.clip_x0)
+        if self.guidance_interval is not None:
+            as_interval(self.guidance_interval)
 
     def updated(self, given: Mapping[str, Any], where: str) -> Options:
-        """These options with those given; None keeps. TypeError for a name that is none of them."""
+        """These options with those given, which displace what they exclude; None keeps. TypeError for unknown names."""
         names = names_of(Options)
         refuse_unknown([name for name in given if name not in names], names, where)
-        return dataclasses.replace(self, **without_none(**{k: v for k, v in given.items() if k in names}))
+        given = without_none(**select(given, names))
+        if "timesteps" in given and "ddim_discretize" in given:
+            warn("ddim_discretize has no effect: timesteps are given")
+        displaced = {partner: None for name, partner in EXCLUDES.items() if name in given}
+        return dataclasses.replace(self, **displaced | given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,12 @@ class Request:
     corrector_kwargs: dict[str, Any] | None = None
     use_original_steps: bool = False
 
+
+# What an option displaces where that one was said earlier, such as in the constructor.
+EXCLUDES = {"ddim_discretize": "timesteps", "seeds": "generator", "generator": "seeds"}
+
+# The options that `encode` takes.
+ENCODES = {"guidance_rescale", "guidance_interval", "batch_guidance", "progress"}
 
 # Keywords that callers of CompVis' sampler pass to `sample`, which swallowed them: why they did nothing.
 SWALLOWED = {
@@ -112,6 +122,11 @@ def refuse_unknown(unknown: Collection[str], known: Collection[str], where: str)
 
 def names_of(arguments: type) -> list[str]:
     return [field.name for field in dataclasses.fields(arguments)]
+
+
+def select(arguments: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Those of the arguments that go by one of the names."""
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def without_none(**arguments: Any) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import Options, warn, without_none
+from .checks import check_noising, check_tensors
 from .model import DiffusionModel, check_model
 from .schedule import Levels, NoiseSchedule, q_sample
 from .timesteps import given_timesteps, make_timesteps
+from .values import as_device, as_number, check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Sampler(nn.Module):
 
     @device.setter
     def device(self, device: torch.device | str | None) -> None:
-        self._device = device
+        self._device = None if device is None else as_device("device", device)
 
     def register_buffer(self, name: str, attr: Any, persistent: bool = False) -> None:
         """CompVis' hook: keep `attr` as an attribute, a tensor on the model's device. Never in the state dict."""
@@ -94,7 +96,8 @@ class Sampler(nn.Module):
         ddim_alphas_prev, ddim_sqrt_one_minus_alphas, (S,), ascending in noise like `ddim_timesteps`, (S,) int64.
         `timesteps` and `final_alpha`: see arguments.Options. ValueError for an S that the model's T does not hold.
         """
-        total, eta = self.ddpm_num_timesteps, float(ddim_eta)
+        check_model(self.model)
+        total = int(self.model.num_timesteps)  # read again: `model` may be another than the constructor's
         Options(final_alpha=final_alpha)  # refuses an unknown one
         if timesteps is None:
             steps = make_timesteps(ddim_discretize, ddim_num_steps, total)
@@ -103,10 +106,10 @@ class Sampler(nn.Module):
         schedule = NoiseSchedule.of(self.model)
         alphas = schedule.alpha_bar[steps]
         last = 1.0 if final_alpha == "one" else schedule.alpha_bar[0]
-        ddim = Levels.of(steps, alphas, np.append(last, alphas[:-1]), eta)
-        original = Levels.of(range(total), schedule.alpha_bar, schedule.alpha_bar_prev, eta)
+        ddim = Levels.of(steps, alphas, np.append(last, alphas[:-1]), ddim_eta)
+        original = Levels.of(range(total), schedule.alpha_bar, schedule.alpha_bar_prev, ddim_eta)
 
-        self.ddim_timesteps, self.verbose = steps, verbose
+        self.ddpm_num_timesteps, self.ddim_timesteps, self.verbose = total, steps, verbose
         self._levels = {False: ddim, True: original}
         buffers = schedule.buffers() | {
             "ddim_sigmas": ddim.sigma,
@@ -118,12 +121,15 @@ class Sampler(nn.Module):
         for name, values in buffers.items():  # the cast: the loop reads the float64 levels, not these
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
         if verbose:
-            log.info("timesteps %s, eta %g", steps.tolist(), eta)
+            log.info("timesteps %s, eta %g", steps.tolist(), ddim.eta)
 
     def levels(self, use_original_steps: bool = False) -> Levels:
         """The noise levels of the S steps, or of the model's own T. RuntimeError before `make_schedule`."""
         if not self._levels:
-            raise RuntimeError("there are no timesteps yet: call make_schedule(S) first")
+            raise RuntimeError(
+                "there are no timesteps yet: call make_schedule(S) first (an override of it must call "
+                "super().make_schedule, as the ddim_* buffers are only copies of the levels that it sets)"
+            )
         return self._levels[bool(use_original_steps)]
 
     def _schedule_for(
@@ -136,8 +142,6 @@ class Sampler(nn.Module):
         final_alpha: str | None,
     ) -> None:
         """make_schedule, where None is what the sampler was built with; in CompVis' arguments where they say it all."""
-        if timesteps is not None and ddim_discretize is not None:
-            warn("ddim_discretize has no effect: timesteps are given")
         given = {"ddim_discretize": ddim_discretize, "timesteps": timesteps, "final_alpha": final_alpha}
         o = self.options.updated(given, type(self).__name__)
         ours = without_none(timesteps=o.timesteps, final_alpha=None if o.final_alpha == "first" else o.final_alpha)
@@ -147,8 +151,9 @@ class Sampler(nn.Module):
         """How many of the levels `ddim_sampling(timesteps=…)` means."""
         if timesteps is None:
             return None
+        check_numbers(timesteps=timesteps)
         total = len(self.levels(use_original_steps))
-        count = timesteps if use_original_steps else int(min(timesteps / total, 1) * total) - 1  # CompVis' rule
+        count = int(timesteps) if use_original_steps else int(min(timesteps / total, 1) * total) - 1  # CompVis' rule
         if not 1 <= count <= total:
             raise ValueError(
                 f"timesteps = {timesteps} leaves {count} of {total} steps: choose "
@@ -156,12 +161,11 @@ class Sampler(nn.Module):
             )
         return count
 
-    def lowest_levels(self, name: str, count: int, use_original_steps: bool) -> Levels:
-        """The lowest `count` levels. ValueError unless there are so many, and at least one."""
-        levels = self.levels(use_original_steps)
-        if not 1 <= count <= len(levels):
-            raise ValueError(f"{name} = {count}: there are {len(levels)} steps; choose from 1 to {len(levels)}")
-        return levels.lowest(count)
+    def _check_count(self, name: str, count: int, use_original_steps: bool, least: int = 1) -> None:
+        """ValueError unless there are `count` levels, and at least `least`."""
+        total = len(self.levels(use_original_steps))
+        if as_number(count) not in range(least, total + 1):
+            raise ValueError(f"{name} = {count!r}: there are {total} steps; choose from {least} to {total}")
 
     @torch.no_grad()
     def stochastic_encode(
@@ -172,12 +176,10 @@ class Sampler(nn.Module):
         The step from level t is the (t + 1)-th from the end. CompVis' img2img decodes t steps from there: one fewer.
         """
         alpha_bar = self.levels(use_original_steps).alpha_bar
+        check_tensors(x0=x0, noise=noise)
         t = torch.as_tensor(t, device=x0.device)
-        if t.min() < 0 or t.max() >= len(alpha_bar):
-            raise ValueError(
-                f"t = {t.tolist()}: there are {len(alpha_bar)} levels; choose from 0 to {len(alpha_bar) - 1}"
-            )
+        check_noising(x0, t, noise, len(alpha_bar))
         noise = torch.randn_like(x0) if noise is None else noise
         x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
-        a = torch.tensor(alpha_bar, dtype=x0.dtype, device=x0.device)[t]
+        a = torch.tensor(alpha_bar, dtype=x0.dtype, device=x0.device)[t.long()]
         return q_sample(x0, a.reshape(-1, *[1] * (x0.ndim - 1)), noise.to(x0))

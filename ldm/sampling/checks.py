@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from .arguments import Options, Request, warn
 from .guidance import Conditioning, check_batch, check_forms
-from .mask import check_mask
+from .mask import broadcasts, check_mask
 from .model import parameterization_of
 from .schedule import Levels
 from .transition import eps_weight
+from .values import check_numbers
 
 SCHEDULE = ("ddim_discretize", "timesteps", "final_alpha")  # the options that are spent before a run starts
 
@@ -37,7 +37,8 @@ def latent_shape(batch_size: int, shape: Sequence[int]) -> tuple[int, ...]:
 def check_request(
     cond: Conditioning, shape: tuple[int, ...], request: Request, options: Options, levels: Levels
 ) -> None:
-    """ValueError for what cannot be run on latents of `shape`, (B, …)."""
+    """ValueError, or TypeError, for what cannot be run on latents of `shape`, (B, …)."""
+    check_tensors(x_T=request.x_T, mask=request.mask, x0=request.x0)
     check_batch(cond, shape[0], "conditioning")
     check_batch(request.unconditional_conditioning, shape[0], "unconditional_conditioning")
     if request.x_T is not None and tuple(request.x_T.shape) != shape:
@@ -49,15 +50,12 @@ def check_request(
         check_mask(request.mask, request.x0, shape)
     if request.normals_sequence is not None:
         check_normals(request.normals_sequence, len(levels), shape)
-    if not math.isfinite(request.temperature):
-        raise ValueError(f"temperature = {request.temperature}: give a finite number; 1 is the noise of eta")
-    if not 0 <= request.noise_dropout <= 1:
-        raise ValueError(f"noise_dropout = {request.noise_dropout}: give a probability, from 0 to 1")
+    check_numbers(temperature=request.temperature, noise_dropout=request.noise_dropout)
     p = request.dynamic_threshold
-    if p is not None and not 0 < p <= 1:
-        raise ValueError(f"dynamic_threshold = {p}: give a quantile, above 0 and up to 1; 0.995 is usual")
-    if p is not None and options.clip_x0:
-        raise ValueError(f"dynamic_threshold = {p} and clip_x0 = {options.clip_x0} both limit x0: give one of them")
+    if p is not None:
+        check_numbers(dynamic_threshold=p)
+        if options.clip_x0:
+            raise ValueError(f"dynamic_threshold = {p} and clip_x0 = {options.clip_x0} both limit x0: give one of them")
     for alpha_bar_prev, sigma in zip(levels.alpha_bar_prev, levels.sigma, strict=True):
         try:
             eps_weight(alpha_bar_prev, sigma)
@@ -66,18 +64,35 @@ def check_request(
 
 
 def check_predictions(model: object, levels: Levels, quantize: bool) -> None:
-    """ValueError if the prediction says nothing about x0; AttributeError if x0 is to be quantised and cannot be."""
+    """ValueError if the prediction says nothing about x0, or if x0 is to be quantised and cannot be."""
     if parameterization_of(model) == "eps" and levels.alpha_bar[-1] == 0:
         raise ValueError(
             f"ᾱ is 0 at timestep {levels.timesteps[-1]} (zero terminal SNR), where the eps that this model predicts "
             "says nothing about x0: use a model that predicts v or x0, or timesteps that leave this one out "
-            '(ddim_discretize="leading")'
+            '(fewer steps, with ddim_discretize="leading")'
         )
     if quantize and not hasattr(getattr(model, "first_stage_model", None), "quantize"):
-        raise AttributeError(
+        raise ValueError(
             f"quantize_x0 needs {type(model).__name__}.first_stage_model.quantize, which only an autoencoder with a "
             "codebook (VQ) has: leave quantize_x0 out"
         )
+
+
+def check_tensors(**arguments: Any) -> None:
+    """TypeError unless each argument is a tensor or None."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor | None):
+            raise TypeError(f"{name} is a {type(value).__name__}: give a tensor (torch.from_numpy for a NumPy array)")
+
+
+def check_noising(x0: Tensor, t: Tensor, noise: Tensor | None, count: int) -> None:
+    """ValueError unless `t`, one or one for each sample of `x0`, counts `count` levels, and `noise` fits x0."""
+    if t.ndim > 1 or t.numel() not in (1, len(x0)):
+        raise ValueError(f"t has shape {tuple(t.shape)}, but x0 has {len(x0)} samples: give one t, or one for each")
+    if t.is_floating_point() or t.min() < 0 or t.max() >= count:
+        raise ValueError(f"t = {t.tolist()}: there are {count} levels; choose from 0 to {count - 1}, whole numbers")
+    if noise is not None and not broadcasts(noise.shape, x0.shape):
+        raise ValueError(f"noise has shape {tuple(noise.shape)}, but x0 has {tuple(x0.shape)}: make them agree")
 
 
 def check_normals(normals: Sequence[Tensor], steps: int, shape: tuple[int, ...]) -> None:
@@ -85,6 +100,7 @@ def check_normals(normals: Sequence[Tensor], steps: int, shape: tuple[int, ...])
     if len(normals) != steps:
         raise ValueError(f"normals_sequence holds {len(normals)} tensors for {steps} steps: give one for each step")
     for i, noise in enumerate(normals):
+        check_tensors(**{f"normals_sequence[{i}]": noise})
         if tuple(noise.shape) != shape:
             raise ValueError(f"normals_sequence[{i}] has shape {tuple(noise.shape)}, but the latents are {shape}")
 

@@ -8,20 +8,18 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
-from .arguments import Options, Request, names_of, refuse_unknown, without_none
+from .arguments import ENCODES, Options, Request, names_of, refuse_unknown, select, without_none
 from .base import Sampler
-from .checks import check_finite, latent_shape
-from .guidance import Conditioning, check_batch, guided_output
+from .checks import check_tensors, latent_shape
+from .guidance import Conditioning, guided_output
 from .inversion import invert, logged_steps
 from .loop import Run, Step
-from .model import parameterization_of
+from .model import parameterization_of, quantize
 from .noise import noise_source
-from .prediction import clip_x0 as clip
-from .prediction import dynamic_threshold as threshold
-from .prediction import predict, x0_from_eps
+from .prediction import limit_x0, predict, x0_from_eps
 from .transition import ddim_step
+from .values import check_numbers
 
 
 class DDIMSampler(Sampler):
@@ -30,7 +28,8 @@ class DDIMSampler(Sampler):
         samples, intermediates = DDIMSampler(model).sample(50, batch_size, (4, 64, 64), conditioning=c)
 
     A subclass may override `make_schedule`, `ddim_sampling` and `p_sample_ddim` with CompVis' signatures: all goes
-    through them, and they get arguments that CompVis' do not have only where a caller uses them.
+    through them, and they get arguments that CompVis' do not have only where a caller uses them. An override of
+    `make_schedule` must call super().make_schedule: the buffers are read-only copies of the levels that it sets.
     """
 
     @torch.no_grad()
@@ -137,8 +136,7 @@ class DDIMSampler(Sampler):
         `timesteps`, an int n, starts lower down: at the n-th of the original steps; or at the (n − 1)-th of the S, as
         CompVis' rule leaves one out.
         """
-        if log_every_t < 1:
-            raise ValueError(f"log_every_t = {log_every_t}: give 1 to keep every step, or more")
+        check_numbers(log_every_t=log_every_t)
         request = Request(
             x_T=x_T, mask=mask, x0=x0, normals_sequence=normals_sequence, quantize_x0=quantize_denoised,
             unconditional_guidance_scale=unconditional_guidance_scale, ucg_schedule=ucg_schedule,
@@ -146,7 +144,8 @@ class DDIMSampler(Sampler):
             temperature=temperature, noise_dropout=noise_dropout, score_corrector=score_corrector,
             corrector_kwargs=corrector_kwargs, use_original_steps=ddim_use_original_steps,
         )  # fmt: skip
-        run = Run.of(self, cond, shape, request, options, count=self._subset(timesteps, ddim_use_original_steps))
+        count = self._subset(timesteps, ddim_use_original_steps)
+        run = Run.of(self, cond, shape, request, options, "ddim_sampling", count=count)
         x_inter, pred_x0 = [run.x], [run.x]
         for i, step in enumerate(run):
             if callback:
@@ -166,10 +165,10 @@ class DDIMSampler(Sampler):
         conditioning: Conditioning = None,
         *,
         eta: float = 0.0,
+        verbose: bool = False,
         ddim_discretize: str | None = None,
         timesteps: Sequence[int] | None = None,
         final_alpha: str | None = None,
-        progress: bool = False,
         **arguments: Any,
     ) -> Iterator[Step]:
         """`sample`, one `Step` at a time; `x_prev` of the last is the samples. Leaving the loop early cancels the rest.
@@ -179,12 +178,14 @@ class DDIMSampler(Sampler):
 
         Takes `sample`'s arguments by name, but callbacks and `log_every_t`. One run at a time on one sampler.
         """
+        if "use_original_steps" in arguments:
+            raise TypeError('steps walks S of the T timesteps: for the original ones pass S=T and final_alpha="one"')
         size = latent_shape(batch_size, shape)
-        known = {*names_of(Request), *names_of(Options)}
+        known = {*names_of(Request), *names_of(Options), "eta", "verbose"} - {"use_original_steps"}
         refuse_unknown(arguments.keys() - known, known, "steps")
-        self._schedule_for(S, eta, progress, ddim_discretize, timesteps, final_alpha)
-        request = Request(**{name: arguments.pop(name) for name in names_of(Request) if name in arguments})
-        return iter(Run.of(self, conditioning, size, request, arguments | {"progress": progress}))
+        self._schedule_for(S, eta, verbose, ddim_discretize, timesteps, final_alpha)
+        request = Request(**select(arguments, names_of(Request)))
+        return iter(Run.of(self, conditioning, size, request, select(arguments, names_of(Options)), "steps"))
 
     @torch.no_grad()
     def p_sample_ddim(
@@ -223,12 +224,9 @@ class DDIMSampler(Sampler):
         if score_corrector is not None:
             eps = score_corrector.modify_score(self.model, eps, x, t, c, **(corrector_kwargs or {}))
             pred_x0 = x0_from_eps(x, eps, alpha_bar) if alpha_bar > 0 else pred_x0  # at ᾱ = 0 they are not tied
-        if dynamic_threshold is not None:
-            pred_x0 = threshold(pred_x0, dynamic_threshold)
-        elif clip_x0:
-            pred_x0 = clip(pred_x0, clip_x0)
+        pred_x0 = limit_x0(pred_x0, clip_x0, dynamic_threshold)
         if quantize_denoised:
-            pred_x0, *_ = self.model.first_stage_model.quantize(pred_x0)
+            pred_x0 = quantize(self.model, pred_x0)
         if noise is None:
             source = noise_source(1 if repeat_noise else len(x))
             noise = source.dropout(source.normal(x.shape, x.device, x.dtype).expand_as(x), noise_dropout)
@@ -253,13 +251,13 @@ class DDIMSampler(Sampler):
         """
         if t_start == 0:
             return x_latent
-        self.lowest_levels("t_start", t_start, use_original_steps)
+        self._check_count("t_start", t_start, use_original_steps, least=0)
+        check_tensors(x_latent=x_latent)
         request = Request(
             x_T=x_latent, unconditional_guidance_scale=unconditional_guidance_scale,
             unconditional_conditioning=unconditional_conditioning, use_original_steps=use_original_steps,
         )  # fmt: skip
-        x = x_latent
-        for i, step in enumerate(Run.of(self, cond, x.shape, request, options, count=t_start, desc="Decoding")):
+        for i, step in enumerate(Run.of(self, cond, x_latent.shape, request, options, "decode", count=t_start)):
             x = step.x_prev
             if callback:
                 callback(i)
@@ -276,24 +274,26 @@ class DDIMSampler(Sampler):
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Conditioning = None,
         callback: Callable[[int], Any] | None = None,
+        **options: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """DDIM inversion: `t_enc` steps from data to noise, which `decode(…, t_enc)` retraces, but for an error of 1/S.
 
         Returns the latents and {"x_encoded": them, "intermediate_steps": […]}, with "intermediates" where asked for
-        about that many.
+        about that many. `options`: guidance_rescale, guidance_interval, batch_guidance, progress (arguments.Options).
         """
-        check_batch(c, len(x0), "c")
-        check_batch(unconditional_conditioning, len(x0), "unconditional_conditioning")
-        levels = self.lowest_levels("t_enc", t_enc, use_original_steps)
-        x = x0.to(self.device, torch.promote_types(x0.dtype, torch.float32))
-        walk = invert(self.model, x, c, unconditional_conditioning, unconditional_guidance_scale, levels)
-        keep, shown, sums = logged_steps(t_enc, return_intermediates), [], []
-        for i, x in enumerate(tqdm(walk, desc="Encoding", total=t_enc, disable=not self.verbose)):
-            sums.append(x.sum())
+        refuse_unknown(options.keys() - ENCODES, ENCODES, "encode")
+        self._check_count("t_enc", t_enc, use_original_steps)
+        check_tensors(x0=x0)
+        request = Request(
+            x_T=x0, unconditional_guidance_scale=unconditional_guidance_scale,
+            unconditional_conditioning=unconditional_conditioning, use_original_steps=use_original_steps,
+        )  # fmt: skip
+        run = Run.of(self, c, x0.shape, request, select(options, ENCODES), "encode", count=t_enc)
+        keep, shown = logged_steps(len(run.levels), return_intermediates), []
+        for i, x in enumerate(invert(run)):
             if i in keep:
                 shown.append(x)
             if callback:
                 callback(i)
-        check_finite(sums, levels.timesteps)
         out = {"x_encoded": x, "intermediate_steps": keep}
         return x, out | ({"intermediates": shown} if return_intermediates else {})

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .values import as_interval, as_number
+
 # A tensor, or lists and dicts of tensors, numbers and None, nested. What else the model understands passes untouched.
 Conditioning = Any
 
@@ -135,22 +137,21 @@ def guidance_scales(
     `interval` = (lo, hi), in timesteps: guidance acts where lo ≤ t ≤ hi, elsewhere the scale is 1 (Kynkäänniemi et al.
     2024). ValueError for a schedule of another length, a scale that is not finite, or lo > hi.
     """
-    scales = [float(scale)] * len(timesteps) if schedule is None else [float(s) for s in schedule]
+    given = [scale] * len(timesteps) if schedule is None else list(schedule)
+    scales = [as_number(s) for s in given]
     if len(scales) != len(timesteps):
         raise ValueError(
-            f"ucg_schedule holds {len(scales)} scales ({_preview(scales)}), but there are {len(timesteps)} steps: "
+            f"ucg_schedule holds {len(scales)} scales ({_preview(given)}), but there are {len(timesteps)} steps: "
             "give one scale for each step, the noisiest first"
         )
     if not all(map(math.isfinite, scales)):
         name = "unconditional_guidance_scale" if schedule is None else "ucg_schedule"
-        raise ValueError(f"{name} = {scale if schedule is None else _preview(scales)}: give finite numbers")
+        raise ValueError(f"{name} = {scale if schedule is None else _preview(given)}: give finite numbers")
     if interval is None:
         return scales
-    lo, hi = interval
-    if not lo <= hi:
-        raise ValueError(f"guidance_interval = {interval}: give (lo, hi) in timesteps, lo ≤ hi, such as (200, 800)")
+    lo, hi = as_interval(interval)
     return [s if lo <= t <= hi else 1.0 for s, t in zip(scales, timesteps, strict=True)]
 
 
 def _preview(values: Sequence[float]) -> str:
-    return ", ".join(f"{v:g}" for v in values[:4]) + (", …" if len(values) > 4 else "")
+    return ", ".join(f"{v}" for v in values[:4]) + (", …" if len(values) > 4 else "")

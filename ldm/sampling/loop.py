@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from .schedule import Levels, q_sample
 
 if TYPE_CHECKING:
     from .ddim import DDIMSampler
+
+BARS = {"encode": "Encoding", "decode": "Decoding"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Run:
     source: NoiseSource
     mask: Tensor | None
     x0: Tensor | None  # to keep
-    desc: str
+    caller: str  # the method that was called, for messages and the bar
 
     @classmethod
     def of(
@@ -56,15 +58,19 @@ class Run:
         shape: Sequence[int],
         request: Request,
         given: dict[str, Any],
+        caller: str,
         *,
         count: int | None = None,
-        desc: str = "DDIM sampler",
     ) -> Run:
-        """The run down the lowest `count` (default: all) of the sampler's noise levels, on latents of `shape`, (B, …).
+        """The run along the lowest `count` (default: all) of the sampler's noise levels, on latents of `shape`, (B, …).
 
-        `given`: the options of this call. All errors that can be told before the first step are told here.
+        `given`: the options of this call of the method `caller`. All errors that can be told before the first step are
+        told here.
         """
-        shape, options = tuple(shape), sampler.options.updated(given, type(sampler).__name__)
+        shape, given = tuple(shape), without_none(**given)
+        if request.dynamic_threshold is not None:  # displaces the sampler's clip_x0, not this call's
+            given = {"clip_x0": False} | given
+        options = sampler.options.updated(given, caller)
         levels = sampler.levels(request.use_original_steps).lowest(count)
         scales = guidance_scales(
             request.unconditional_guidance_scale,
@@ -74,7 +80,7 @@ class Run:
         )
         check_request(cond, shape, request, options, levels)
         check_predictions(sampler.model, levels, request.quantize_x0)
-        warn_idle(request, without_none(**given), scales, levels)
+        warn_idle(request, given, scales, levels)
 
         source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)
         if request.x_T is None:
@@ -84,17 +90,17 @@ class Run:
         mask = x0 = None
         if request.mask is not None:
             mask, x0 = request.mask.to(x), request.x0.to(x.device).reshape(-1, *shape[1:])
-        return cls(sampler, cond, x, request, options, levels, scales, source, mask, x0, desc)
+        return cls(sampler, cond, x, request, options, levels, scales, source, mask, x0, caller)
 
     @torch.no_grad()  # and not inference_mode: a score corrector may differentiate
     def __iter__(self) -> Iterator[Step]:
         sampler, levels, n, x = self.sampler, self.levels, len(self.levels), self.x
-        show = sampler.verbose if self.options.progress is None else self.options.progress
-        arguments, sums = self.arguments(), []
-        for i in tqdm(range(n), desc=self.desc, disable=not show):
-            index = n - 1 - i
-            if sampler.levels(self.request.use_original_steps).lowest(n) != levels:
+        arguments, sums, checked = self.arguments(), [], None
+        for i in self.bar(range(n)):
+            index, now = n - 1 - i, sampler.levels(self.request.use_original_steps)
+            if now is not checked and now.lowest(n) != levels:
                 raise RuntimeError("make_schedule was called within a run: use another DDIMSampler for the other run")
+            checked = now
             t = torch.full((len(x),), levels.timesteps[index], device=x.device, dtype=torch.long)
             if self.mask is not None:
                 x = keep_known(x, self.known(x, t, index), self.mask)
@@ -108,6 +114,11 @@ class Run:
             yield Step(index, levels.timesteps[index], x, x0, x_prev)
             x = x_prev
         check_finite(sums, levels.timesteps[::-1])
+
+    def bar(self, steps: Iterable) -> Iterable:
+        """The steps with a progress bar, where one is to be shown."""
+        show = self.sampler.verbose if self.options.progress is None else self.options.progress
+        return tqdm(steps, desc=BARS.get(self.caller, "DDIM sampler"), disable=not show)
 
     def noise(self, i: int, index: int, x: Tensor) -> dict[str, Any]:
         """The noise of step i as an argument; none where p_sample_ddim is to draw it from the global generator."""

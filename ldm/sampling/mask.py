@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,11 +22,7 @@ def check_mask(mask: Tensor, x0: Tensor | None, shape: tuple[int, ...]) -> None:
         raise ValueError("mask is given without x0: pass the latents to keep as x0 (mask 1 keeps them)")
     if tuple(x0.shape) not in (shape, (1, *shape[1:]), shape[1:]):
         raise ValueError(f"x0 has shape {tuple(x0.shape)}: the latents to keep must be {shape}, or {shape[1:]} for all")
-    try:
-        fits = torch.broadcast_shapes(mask.shape, shape) == torch.Size(shape)
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not broadcasts(mask.shape, shape):
         raise ValueError(
             f"mask has shape {tuple(mask.shape)}, which does not broadcast to the latents' {shape}: "
             f"resize it to {(shape[0], 1, *shape[2:])}"
@@ -32,3 +30,11 @@ def check_mask(mask: Tensor, x0: Tensor | None, shape: tuple[int, ...]) -> None:
     low, high = (bound.item() for bound in mask.float().aminmax())
     if not 0 <= low <= high <= 1:
         raise ValueError(f"mask holds values from {low:g} to {high:g}: 1 keeps x0, 0 samples; scale it to [0, 1]")
+
+
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether a tensor of `shape` broadcasts to `to`, and does not widen it."""
+    try:
+        return torch.broadcast_shapes(shape, to) == torch.Size(to)
+    except RuntimeError:
+        return False

@@ -15,7 +15,7 @@ class DiffusionModel(Protocol):
 
     Read where the model has them: `device` (else the device of `betas`) and `parameterization` ("eps", "v" or "x0";
     else "eps"). Asked for only where they are used: `q_sample(x0, t)` by masks (without it the sampler's own does the
-    same), `first_stage_model.quantize(x0)` by `quantize_x0=True`.
+    same), `first_stage_model.quantize(x0)` by `quantize_x0=True` (a tensor, or a tuple that starts with it).
     """
 
     num_timesteps: int  # T
@@ -44,3 +44,9 @@ def parameterization_of(model: object) -> str:
     if kind not in PARAMETERIZATIONS:
         raise ValueError(f"model.parameterization is {kind!r}; choose one of {', '.join(PARAMETERIZATIONS)}")
     return kind
+
+
+def quantize(model: Any, x0: Tensor) -> Tensor:
+    """x0 on the codebook of the model's first stage, which returns it alone or, as CompVis' does, with more behind."""
+    answer = model.first_stage_model.quantize(x0)
+    return answer if isinstance(answer, Tensor) else answer[0]

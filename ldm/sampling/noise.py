@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from .values import as_device
+
 
 @dataclass(frozen=True)
 class NoiseSource:
@@ -60,14 +62,18 @@ def noise_source(
     on `noise_device` ("cpu" unless told, so that a seed means the same on every device). Neither: the global generator,
     of `noise_device` if that is given. ValueError if both are given or the number of them is not `batch_size`.
     """
-    device = None if noise_device is None else torch.device(noise_device)
+    device = None if noise_device is None else as_device("noise_device", noise_device)
     if seeds is not None:
         if generator is not None:
             raise ValueError("generator and seeds are both given: give one of them")
         try:
-            generator = [Generator(device or "cpu").manual_seed(operator.index(seed)) for seed in seeds]
+            seeds = [operator.index(seed) for seed in seeds]
         except TypeError:
             raise TypeError(f"seeds = {seeds!r}: give one int for each of the {batch_size} samples") from None
+        for seed in seeds:
+            if not -(2**63) <= seed < 2**64:
+                raise ValueError(f"seeds holds {seed}, but torch takes -2**63 to 2**64 - 1: choose from there")
+        generator = [Generator(device or "cpu").manual_seed(seed) for seed in seeds]
     if generator is None or isinstance(generator, Generator):
         return NoiseSource(((generator, batch_size),), device)
     if not isinstance(generator, list | tuple) or not all(isinstance(g, Generator) for g in generator):

@@ -17,7 +17,7 @@ def predict(output: Tensor, x_t: Tensor, alpha_bar: float, parameterization: str
     if parameterization == "v":
         return signal * x_t - noise * output, signal * output + noise * x_t
     if parameterization == "x0":
-        return output, (x_t - signal * output) / noise
+        return output, (x_t - signal * output) / noise if noise else 0 * output  # at ᾱ = 1 there is no noise
     return x0_from_eps(x_t, output, alpha_bar), output
 
 
@@ -26,6 +26,13 @@ def x0_from_eps(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     if alpha_bar == 0:
         raise ValueError("at ᾱ = 0 (zero terminal SNR) eps says nothing about x0: use a model that predicts v or x0")
     return (x_t - sqrt(1 - alpha_bar) * eps) / sqrt(alpha_bar)
+
+
+def limit_x0(x0: Tensor, limit: bool | float, p: float | None) -> Tensor:
+    """x0 thresholded at quantile `p`, else clipped to `limit`, else as it is."""
+    if p is not None:
+        return dynamic_threshold(x0, p)
+    return clip_x0(x0, limit) if limit else x0
 
 
 def clip_x0(x0: Tensor, limit: bool | float) -> Tensor:

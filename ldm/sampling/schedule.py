@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from .arguments import warn
 from .transition import ddim_sigma
+from .values import check_numbers
 
 BETA_SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
 
@@ -121,8 +121,8 @@ class Levels:
     def of(
         cls, timesteps: Sequence[int], alpha_bar: Sequence[float], alpha_bar_prev: Sequence[float], eta: float
     ) -> Levels:
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"eta = {eta}: choose 0 (deterministic) to 1 (as much noise as DDPM)")
+        check_numbers(eta=eta)
+        eta = float(eta)
         a, prev = [float(v) for v in alpha_bar], [float(v) for v in alpha_bar_prev]
         sigma = tuple(ddim_sigma(now, to, eta) for now, to in zip(a, prev, strict=True))
         return cls(tuple(int(t) for t in timesteps), tuple(a), tuple(prev), sigma, eta)
@@ -135,4 +135,4 @@ class Levels:
         if count is None or count == len(self):
             return self
         values = (self.timesteps, self.alpha_bar, self.alpha_bar_prev, self.sigma)
-        return Levels(*(v[:count] for v in values), self.eta)
+        return Levels(*(v[: int(count)] for v in values), self.eta)

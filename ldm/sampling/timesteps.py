@@ -78,7 +78,7 @@ def given_timesteps(timesteps: Sequence[int], s: int, t: int) -> np.ndarray:
     try:
         steps = np.array([operator.index(step) for step in timesteps], dtype=np.int64)
     except TypeError:
-        raise TypeError(f"timesteps = {timesteps}: give whole numbers from 0 to {t - 1}") from None
+        raise ValueError(f"timesteps = {timesteps!r}: give whole numbers from 0 to {t - 1}") from None
     if len(steps) != check_count(s, t):
         raise ValueError(f"timesteps holds {len(steps)} steps, but S = {s}: pass S={len(steps)}")
     if len(steps) > 1 and steps[0] > steps[-1]:

@@ -49,6 +49,8 @@ def ddim_inverse_step(
     (1, 0) and (0, 1). For eps this is Song et al. 2021, eq. 14 taken backwards. Exact for the output given; the error
     of an inversion is that the output is taken at x_prev instead of x_t.
     """
+    if alpha_bar == alpha_bar_prev:
+        return x_prev  # no step; also where both are 1 and an x0 model's says nothing of x_t
 
     def step(x_t: float, output: float) -> float:
         return ddim_step(*predict(output, x_t, alpha_bar, parameterization), alpha_bar_prev)
@@ -57,6 +59,6 @@ def ddim_inverse_step(
     if a == 0:
         raise ValueError(
             f"the step from ᾱ = {alpha_bar:.4g} to ᾱ = {alpha_bar_prev:.4g} forgets x_t and cannot be undone: "
-            "leave the last timestep of this schedule out"
+            'end the schedule below ᾱ = 1 (with final_alpha="first", and not the original steps)'
         )
     return (x_prev - b * output) / a

@@ -1,0 +1,56 @@
+"""Single values as a caller gives them, text from YAML among them: an error names argument, value and remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+# What a numeric argument must satisfy, and what to say if it does not. NaN satisfies none of them.
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "clip_x0": (lambda v: 0 <= v < math.inf, "give True for ±1, or the limit as a positive number"),
+    "dynamic_threshold": (lambda v: 0 < v <= 1, "give a quantile, above 0 and up to 1; 0.995 is usual"),
+    "eta": (lambda v: 0 <= v < math.inf, "choose 0 (deterministic) to 1 (as much noise as DDPM)"),
+    "guidance_rescale": (lambda v: 0 <= v <= 1, "choose a φ from 0 (off) to 1"),
+    "log_every_t": (lambda v: v >= 1, "give 1 to keep every step, or more"),
+    "noise_dropout": (lambda v: 0 <= v <= 1, "give a probability, from 0 to 1"),
+    "temperature": (math.isfinite, "give a finite number; 1 is the noise of eta"),
+    "timesteps": (lambda v: v % 1 == 0, "give a whole number of timesteps"),
+}
+
+
+def as_number(value: Any) -> float:
+    """`value` as a float; NaN for what is no number, and for text that looks like one."""
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of more than one element
+        return math.nan
+
+
+def check_numbers(**arguments: Any) -> None:
+    """ValueError unless each argument, by name, is a number as NUMBERS says."""
+    for name, value in arguments.items():
+        fits, remedy = NUMBERS[name]
+        if not fits(as_number(value)):
+            raise ValueError(f"{name} = {value!r}: {remedy}")
+
+
+def as_interval(interval: Iterable[float]) -> tuple[float, float]:
+    """guidance_interval as two floats. ValueError unless lo ≤ hi."""
+    try:
+        lo, hi = map(as_number, interval)
+    except (TypeError, ValueError):  # not iterable, or not two
+        lo = hi = math.nan
+    if not lo <= hi:
+        raise ValueError(f"guidance_interval = {interval!r}: give (lo, hi) in timesteps, lo ≤ hi, such as (200, 800)")
+    return lo, hi
+
+
+def as_device(name: str, device: torch.device | str) -> torch.device:
+    """The device that argument `name` means. ValueError for one that torch does not know."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'{name} = {device!r}: give a device of torch, such as "cpu", "cuda" or "cuda:1"') from None
