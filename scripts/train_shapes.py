@@ -1,6 +1,6 @@
 """Train the bundled model from nothing: the autoencoder, the caption encoder, then the latent diffusion.
 
-    python scripts/train_shapes.py --out runs/shapes      # two to three hours on two CPU cores
+    python scripts/train_shapes.py --out runs/shapes      # about two hours on two CPU cores
     python scripts/train_shapes.py --out runs/shapes      # the same line again goes on where it was stopped
 
 When it is through, OUT/shapes.safetensors is the model; scripts/score_shapes.py measures it.
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="where the training's state lives")
     parser.add_argument("--ae_steps", type=int, default=3400)
     parser.add_argument("--caption_steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=10000, help="of the diffusion")
+    parser.add_argument("--steps", type=int, default=9000, help="of the diffusion")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate of the diffusion")
     parser.add_argument("--scenes", type=int, default=60_000, help="in the diffusion's training set")
