@@ -1,9 +1,16 @@
 """The training loop of scripts/train_shapes.py: what is interrupted goes on as if it had not been."""
 
+import subprocess
+import sys
+
+import _config
 import pytest
 import torch
 from _training import Stage, learning_rate
 from torch import nn
+
+from ldm.checkpoint import load_model
+from ldm.sampling import DDIMSampler
 
 
 def train(path, steps, stop=None):
@@ -57,3 +64,20 @@ def test_the_rate_warms_up_stays_and_falls_to_zero():
     rates = [learning_rate(step, 1000, 1.0) for step in range(1000)]
     assert rates[0] == 0.01 and rates[300] == 1.0 == rates[500] and rates[999] < 1e-4
     assert all(a >= b for a, b in zip(rates[500:], rates[501:], strict=False))
+
+
+def test_the_recipe_runs_from_nothing_to_a_model_that_draws(tmp_path):
+    """Three stages of two steps each, in a checkout's way: no installation, from another folder; then it goes on."""
+    script = _config.ROOT / "scripts" / "train_shapes.py"
+    flags = ["--ae_steps=2", "--caption_steps=2", "--steps=2", "--batch=4", "--scenes=70", "--device=cpu"]
+    for steps in ("2", "3"):
+        command = [sys.executable, str(script), f"--out={tmp_path}", *flags, f"--steps={steps}"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, done.stderr
+        assert f"diffusion {steps}/{steps}" in done.stderr
+    assert "autoencoder 2/2" not in done.stderr  # the second run found it trained
+    model = load_model(_config.load_config(None), tmp_path / "shapes.safetensors")
+    latents, _ = DDIMSampler(model).sample(
+        2, 1, (8, 8, 8), model.get_learned_conditioning(["a red star"]), seeds=[0], verbose=False
+    )
+    assert model.decode_first_stage(latents).shape == (1, 3, 64, 64)
