@@ -3,6 +3,7 @@
 import pytest
 import torch
 from _networks import golden, golden_weights, randn
+from safetensors.torch import save_file
 from torch.distributions import Normal, kl_divergence
 
 from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage
@@ -64,13 +65,13 @@ def test_attention_stands_at_the_named_resolutions():
 
 def test_weights_are_loaded_from_a_file_and_must_match(tmp_path):
     saved = golden_weights(AutoencoderKL(SMALL_KL, 4))
-    path = tmp_path / "autoencoder.ckpt"
-    torch.save({"state_dict": {**saved.state_dict(), "loss.logvar": torch.zeros(())}}, path)
+    path = tmp_path / "autoencoder.safetensors"
+    save_file({**saved.state_dict(), "loss.logvar": torch.zeros(())}, path)
     loaded = AutoencoderKL(SMALL_KL, 4, ckpt_path=str(path)).state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in saved.state_dict().items())
     partly = AutoencoderKL(SMALL_KL, 4, ckpt_path=str(path), ignore_keys=["decoder."]).state_dict()
     assert {k.split(".")[0] for k, v in partly.items() if not torch.equal(v, loaded[k])} == {"decoder"}
-    torch.save({k: v for k, v in saved.state_dict().items() if k != "quant_conv.bias"}, path)
+    save_file({k: v for k, v in saved.state_dict().items() if k != "quant_conv.bias"}, path)
     with pytest.raises(ValueError, match="missing: quant_conv.bias"):
         AutoencoderKL(SMALL_KL, 4, ckpt_path=str(path))
 

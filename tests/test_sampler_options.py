@@ -199,6 +199,12 @@ def test_an_unknown_device_is_told_what_one_is(option):
         run(sampler=DDIMSampler(Model(), **{option: "gpu"}))
 
 
+@pytest.mark.parametrize("option", ["noise_device", "device"])
+def test_a_device_that_is_not_there_is_told_so(option):
+    with pytest.raises(ValueError, match=f"{option} = 'cuda:99' is not available here"):
+        run(sampler=DDIMSampler(Model(), **{option: "cuda:99"}))
+
+
 def test_an_array_is_told_how_to_become_a_tensor():
     array = X_T.numpy()
     options = {"x_T": array}, {"mask": array, "x0": X_T}, {"mask": X_T, "x0": array}

@@ -49,8 +49,16 @@ def as_interval(interval: Iterable[float]) -> tuple[float, float]:
 
 
 def as_device(name: str, device: torch.device | str) -> torch.device:
-    """The device that argument `name` means. ValueError for one that torch does not know."""
+    """The device that argument `name` means. ValueError for one that torch does not know, or that is not there."""
     try:
-        return torch.device(device)
+        if not isinstance(device, str | torch.device):  # an int would mean an accelerator, where there is one
+            raise TypeError
+        device = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f'{name} = {device!r}: give a device of torch, such as "cpu", "cuda" or "cuda:1"') from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} = {str(device)!r} is not available here ({reason}): choose another") from error
+    return device
