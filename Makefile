@@ -1,6 +1,6 @@
-# PYTHON=python3.12 chooses the interpreter. The environment is .venv in this folder; nothing else on the machine changes.
-# On Linux, pip's torch comes with CUDA, which is large; a torch that is in .venv already is kept if constraints.txt
-# names its version.
+# PYTHON=python3.12 chooses the interpreter. The environment is .venv in this folder, and nothing is installed elsewhere.
+# On Linux, pip's torch comes with CUDA, which is large; a torch of the version in constraints.txt that is in .venv
+# already is kept.
 
 PYTHON ?= python3
 VENV := .venv

@@ -31,13 +31,13 @@ def unseen(n: int, **options) -> list:
 
     scenes, found = Shapes(SEED, test=True, **options), {}
     for k in range(50 * n):
+        if len(found) == n:
+            break
         description = scenes.describe(k)
         found.setdefault(description.caption, description)
-        if len(found) == n:
-            return list(found.values())
-    raise ValueError(
-        f"{n} captions were asked for, but only {len(found)} unseen ones of this kind were found: ask for fewer"
-    )
+    if len(found) < n:
+        raise ValueError(f"{n} captions were asked for, but only {len(found)} unseen ones were found: ask for fewer")
+    return list(found.values())
 
 
 def draw(model, sampler, descriptions: Sequence, shape: tuple, options: dict, batch: int, seed: int, autocast) -> list:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import _cli
 import _config
 import numpy as np
 import torch
@@ -116,7 +118,8 @@ def latents_of_scenes(model: nn.Module, args: argparse.Namespace) -> tuple[Tenso
             latents.append(model.encode_first_stage(pictures(batch).to(args.device)).mode().half().cpu())
         tokens.append(model.cond_stage_model.tokenize([d.caption for _, d in batch]).to(torch.uint8).cpu())
     kept = {"latents": torch.cat(latents), "tokens": torch.cat(tokens)}
-    torch.save(kept, path)
+    torch.save(kept, path.with_suffix(".tmp"))  # renamed when whole, so that an interruption leaves no half of it
+    path.with_suffix(".tmp").replace(path)
     return kept["latents"], kept["tokens"]
 
 
@@ -151,18 +154,24 @@ def export(model: nn.Module, path: Path) -> None:
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(_config.BUNDLED_CONFIG))
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = _cli.Parser("train_shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count = _cli.number(int, 1)
+    parser.add_argument("--config", help="(default: configs/shapes.yaml)")
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="where the training's state lives")
-    parser.add_argument("--ae_steps", type=int, default=3400)
-    parser.add_argument("--caption_steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=9000, help="of the diffusion")
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate of the diffusion")
-    parser.add_argument("--scenes", type=int, default=60_000, help="in the diffusion's training set")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    parser.add_argument("--ae_steps", type=count, default=3400, help="of the autoencoder (default: %(default)s)")
+    parser.add_argument("--caption_steps", type=count, default=800, help="of the encoder (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=9000, help="of the diffusion (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=48, help="of the diffusion (default: %(default)s)")
+    parser.add_argument("--rate", type=_cli.number(float, 0), default=7e-4, help="the diffusion's peak learning rate")
+    parser.add_argument("--scenes", type=count, default=60_000, help="in the diffusion's training set")
+    parser.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda …")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    args.device = str(_config.pick_device(args.device))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args.out.mkdir(parents=True, exist_ok=True)
     model = instantiate_from_config(_config.load_config(args.config).model)
@@ -174,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _cli.run(main, "train_shapes")

@@ -66,3 +66,10 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(model):
     together = draw(model, descriptions, S=5)
     alone = draw(model, descriptions[:1], S=5)
     assert np.abs(together[0].astype(int) - alone[0].astype(int)).max() <= 1
+
+
+def test_captions_to_score_are_as_many_as_asked_for_or_an_error():
+    assert score_shapes.unseen(0) == []
+    assert len({d.caption for d in score_shapes.unseen(40)}) == 40
+    with pytest.raises(ValueError, match="3000 captions were asked for, but only 2"):
+        score_shapes.unseen(3000, count=1, held_out=True)

@@ -106,6 +106,11 @@ def test_the_shared_folders_stay_namespace_packages():
     assert (ROOT / "ldm" / "sampling" / "__init__.py").exists()
 
 
+def write(path, text):
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+
+
 @pytest.mark.parametrize(
     "file, line",
     [
@@ -123,9 +128,7 @@ def test_the_shared_folders_stay_namespace_packages():
     ],
 )
 def test_the_walk_sees_an_import_against_the_order(tmp_path, file, line):
-    path = tmp_path / file
-    path.parent.mkdir(parents=True)
-    path.write_text(line)
+    write(tmp_path / file, line)
     assert len(list(against_the_order(tmp_path))) == 1
 
 
@@ -142,14 +145,10 @@ def test_the_walk_sees_an_import_against_the_order(tmp_path, file, line):
     ],
 )
 def test_the_walk_lets_the_allowed_ones_pass(tmp_path, file, line):
-    path = tmp_path / file
-    path.parent.mkdir(parents=True)
-    path.write_text(line)
+    write(tmp_path / file, line)
     assert list(against_the_order(tmp_path)) == []
 
 
 def test_the_walk_sees_an_outsider_in_the_core(tmp_path):
-    path = tmp_path / "ldm/sampling/ddim.py"
-    path.parent.mkdir(parents=True)
-    path.write_text("def f():\n    from einops import rearrange\n\nimport torch, math")
+    write(tmp_path / "ldm/sampling/ddim.py", "def f():\n    from einops import rearrange\n\nimport torch, math")
     assert list(outsiders_in_the_core(tmp_path)) == [("ldm/sampling/ddim.py", "einops")]

@@ -81,3 +81,9 @@ def test_the_recipe_runs_from_nothing_to_a_model_that_draws(tmp_path):
         2, 1, (8, 8, 8), model.get_learned_conditioning(["a red star"]), seeds=[0], verbose=False
     )
     assert model.decode_first_stage(latents).shape == (1, 3, 64, 64)
+
+
+def test_a_bad_flag_is_one_line():
+    script = _config.ROOT / "scripts" / "train_shapes.py"
+    done = subprocess.run([sys.executable, str(script), "--scenes=0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("train_shapes: error: argument --scenes: '0'")
