@@ -1,0 +1,73 @@
+"""What the two tokenizers share: from prompts to one row of token numbers each, all of one length."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+class Tokenizer:
+    """Prompts → (B, max_length) token numbers: `start`, the prompt's, `end`, then `pad` up to the length.
+
+    A subclass says which numbers a prompt has (`encode`) and what they stand for (`decode`).
+    """
+
+    vocabulary_size: int
+
+    def __init__(self, start: int, end: int, pad: int, max_length: int) -> None:
+        if max_length < 2:
+            raise ValueError(f"max_length={max_length}: a row begins and ends with a token of its own; give at least 2")
+        self.start, self.end, self.pad, self.max_length = start, end, pad, max_length
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        raise NotImplementedError
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """One prompt or several → (B, max_length), int64, on the CPU. What does not fit is cut with a warning."""
+        rows = [self._row(text) for text in _as_list(texts)]
+        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(-1, self.max_length)
+
+    def _row(self, text: str) -> list[int]:
+        ids, room = self.encode(text), self.max_length - 2
+        if cut := ids[room:]:
+            warnings.warn(
+                f"the prompt {_brief(text)!r} has {len(ids)} tokens and {room} are read:"
+                f" {_brief(self.decode(cut))!r} was cut",
+                stacklevel=4,
+            )
+        row = [self.start, *ids[:room], self.end]
+        return row + [self.pad] * (self.max_length - len(row))
+
+
+def _as_list(texts: str | Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise TypeError(f"a prompt is a string, or several a list of strings; {_brief(repr(texts))} is neither")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"prompt {i} of {len(texts)} is {_brief(repr(text))}; every prompt must be a string")
+    return texts
+
+
+def _brief(text: str, length: int = 160) -> str:
+    return text if len(text) <= length else f"{text[:length]}… ({len(text)} characters)"
+
+
+def normalize(form: str, text: str) -> str:
+    """`unicodedata.normalize` in linear time: it sorts runs of combining marks by insertion, for minutes if they
+    are long. Here they come to it in order."""
+    if len(text) > 1000:
+        decomposed = "".join(unicodedata.normalize("NFD", char) for char in text)
+        runs = groupby(decomposed, key=lambda char: unicodedata.combining(char) > 0)
+        text = "".join("".join(sorted(run, key=unicodedata.combining) if marks else run) for marks, run in runs)
+    return unicodedata.normalize(form, text)
