@@ -7,8 +7,25 @@ never listed. The distribution has another name, because `ldm` on PyPI is somebo
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 README = Path(__file__).parent / "README.md"
+
+
+class build_py_and_configs(build_py):
+    """Packs configs/ as ldm/configs too, where `ldm.checkpoint` looks for the released models' YAML files."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # there, the checkout's own are found
+            for source in Path("configs").rglob("*.yaml"):
+                target = Path(self.build_lib, "ldm", source)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(source), str(target))
+
+    def get_source_files(self):
+        return [*super().get_source_files(), *map(str, Path("configs").rglob("*.yaml"))]
+
 
 setup(
     name="latent-diffusion-sampler",
@@ -21,7 +38,8 @@ setup(
     # "." makes an editable install one path entry, which Python merges with other `ldm/` folders like any checkout.
     package_dir={"": "."},
     packages=find_namespace_packages(include=["ldm", "ldm.*"], exclude=["*.__pycache__"]),
-    package_data={"ldm.assets": ["*.safetensors"]},
+    cmdclass={"build_py": build_py_and_configs},
+    package_data={"ldm.assets": ["*.safetensors", "*.txt.gz", "LICENSE*"]},
     # The lower bounds are tried by hand; constraints.txt has the versions that every test run uses.
     install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "omegaconf>=2.3"],
     extras_require={

@@ -67,6 +67,42 @@ def test_a_model_on_the_meta_device_can_be_emptied_and_filled():
     assert torch.equal(model.betas, build().betas)
 
 
+def averaged(**changes):
+    return build(use_ema=True, scale_by_std=True, scale_factor=0.7, **changes)
+
+
+def test_a_model_on_the_meta_device_is_whole_with_a_files_weights_alone():
+    """No schedule, no scale factor and no counters in the file: released ones lack them, each another."""
+    full = averaged()
+    file = {k: v for k, v in full.state_dict().items() if not k.startswith("model_ema.")}
+    file = {k: v for k, v in file.items() if k.startswith(("model.", "first_stage_model."))}
+    averages = {k: v for k, v in full.model_ema.state_dict().items() if k not in ("decay", "num_updates")}
+    with torch.device("meta"):
+        model = averaged()
+    assert next(model.model.parameters()).is_meta
+    report = model.load_state_dict(file | {f"model_ema.{k}": v for k, v in averages.items()}, strict=False, assign=True)
+    assert not report.unexpected_keys and not any(k.startswith("model.") for k in report.missing_keys)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, full.state_dict()[name]), name
+    assert not [p for p in (*model.parameters(), *model.buffers()) if p.is_meta]
+    assert model.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_schedule_in_half_precision_is_not_taken_from_a_file(dtype):
+    full = averaged()
+    file = {k: v.to(dtype) if v.is_floating_point() else v for k, v in full.state_dict().items()}
+    for assign in (True, False):
+        model = averaged()
+        model.load_state_dict({**file, "scale_factor": torch.tensor(0.25, dtype=dtype)}, assign=assign)
+        assert torch.equal(model.alphas_cumprod, full.alphas_cumprod)
+        assert model.scale_factor.dtype == torch.float32
+        assert model.scale_factor == 0.25  # measured in training: only the file has it
+    stretched = {**full.state_dict(), "alphas_cumprod": full.alphas_cumprod.double() / 2}
+    model.load_state_dict(stretched, assign=True)
+    assert model.alphas_cumprod.dtype == torch.float32 and torch.equal(model.alphas_cumprod, full.alphas_cumprod / 2)
+
+
 def test_q_sample_has_the_moments_of_the_forward_process():
     model = build()
     x0, t = torch.full((20000, 1, 1, 1), 2.0), torch.full((20000,), 300)
@@ -151,6 +187,14 @@ def test_unknown_parameters_are_refused_and_the_trainers_are_not():
     with pytest.raises(TypeError, match="linear_stop"):
         build(linear_stop=0.02)
     build(monitor="val/loss_simple_ema", log_every_t=200, num_timesteps_cond=1)
+
+
+def test_every_name_of_the_originals_module_is_there():
+    from ldm.models.diffusion import ddpm
+
+    names = "DiffusionWrapper LatentDiffusion LatentFinetuneDiffusion LatentInpaintDiffusion".split()
+    names += "LatentDepth2ImageDiffusion LatentUpscaleDiffusion".split()
+    assert all(issubclass(getattr(ddpm, name), nn.Module) for name in names) and set(names) == set(ddpm.__all__)
 
 
 def test_the_conditioning_key_is_inferred_by_the_originals_rule():

@@ -47,6 +47,18 @@ def test_the_bundled_weights_are_packed(arguments):
     assert not weights or "ldm.assets" in arguments["packages"]
 
 
+@pytest.mark.parametrize("editable", [False, True])
+def test_the_configs_are_packed_beside_the_code_that_looks_for_them(arguments, tmp_path, monkeypatch, editable):
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.chdir(ROOT)
+    build = arguments["cmdclass"]["build_py"](setuptools.Distribution({"name": "nothing-else"}))
+    build.build_lib, build.editable_mode = str(tmp_path), editable
+    build.ensure_finalized()
+    build.run()
+    packed = {path.relative_to(tmp_path / "ldm") for path in tmp_path.rglob("*.yaml")}
+    assert packed == (set() if editable else {path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml")})
+
+
 def test_the_base_needs_torch_numpy_tqdm_and_omegaconf_alone(arguments):
     names = {re.match(r"[\w-]+", r)[0] for r in arguments["install_requires"]}
     assert names == {"torch", "numpy", "tqdm", "omegaconf"}

@@ -11,42 +11,21 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_state_dict, load_weights
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.vqvae.quantize import VectorQuantizer
 
 
-class AutoencoderKL(nn.Module):
-    """The autoencoder whose latent is a Gaussian held near N(0, 1) (Rombach et al. 2022, section 3.1).
+class _Autoencoder(nn.Module):
+    """What the autoencoders share. Attribute names are frozen by the released checkpoints' keys."""
 
-    `ddconfig` goes to `Encoder` and `Decoder`; latents have `embed_dim` channels and 1/f of the picture's size, f =
-    2**(len(ch_mult) − 1). `ckpt_path` loads weights, but for keys that begin with one of `ignore_keys`. `lossconfig`,
-    `image_key`, `colorize_nlabels` and `monitor` belong to CompVis' training: accepted, and no loss is built.
-
-    Attribute names are frozen by the released checkpoints' keys.
-    """
-
-    def __init__(
-        self,
-        ddconfig: Mapping[str, Any],
-        embed_dim: int,
-        lossconfig: Mapping[str, Any] | None = None,
-        ckpt_path: str | None = None,
-        ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        colorize_nlabels: int | None = None,
-        monitor: str | None = None,
-    ) -> None:
+    def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, moments: int) -> None:
+        """`moments`: how many numbers the encoder gives for each of a latent's, 2 for a mean and a log-variance."""
         super().__init__()
-        if not ddconfig.get("double_z", True):
-            raise ValueError("double_z=False: the encoder must give a mean and a log-variance; set double_z: true")
-        self.image_key = image_key
-        self.monitor = monitor
         self.embed_dim = embed_dim
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         z_channels = ddconfig["z_channels"]
-        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+        self.quant_conv = nn.Conv2d(moments * z_channels, moments * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,9 +39,8 @@ class AutoencoderKL(nn.Module):
         kept = {k: v for k, v in self.state_dict().items() if k.startswith(ignored)}
         load_weights(self, {**weights, **kept}, path)
 
-    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """`x`: (B, 3, H, W) in [−1, 1], H and W divisible by f; the Gaussian is of shape (B, embed_dim, H/f, W/f)."""
-        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x.to(self.dtype))))
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(x.to(self.dtype)))
 
     def decode(self, z: Tensor) -> Tensor:
         """`z`: (B, embed_dim, h, w); returns (B, 3, f·h, f·w), about in [−1, 1] and not clipped."""
@@ -70,11 +48,111 @@ class AutoencoderKL(nn.Module):
             raise ValueError(f"a latent has shape (B, {self.embed_dim}, h, w) here, got {tuple(z.shape)}")
         return self.decoder(self.post_quant_conv(z.to(self.dtype)))
 
+
+class AutoencoderKL(_Autoencoder):
+    """The autoencoder whose latent is a Gaussian held near N(0, 1) (Rombach et al. 2022, section 3.1).
+
+    `ddconfig` goes to `Encoder` and `Decoder`; latents have `embed_dim` channels and 1/f of the picture's size, f =
+    2**(len(ch_mult) − 1). `ckpt_path` loads weights, but for keys that begin with one of `ignore_keys`. `lossconfig`,
+    `image_key`, `colorize_nlabels` and `monitor` belong to CompVis' training: accepted, and no loss is built.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        embed_dim: int,
+        lossconfig: Mapping[str, Any] | None = None,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        colorize_nlabels: int | None = None,
+        monitor: str | None = None,
+    ) -> None:
+        if not ddconfig.get("double_z", True):
+            raise ValueError("double_z=False: the encoder must give a mean and a log-variance; set double_z: true")
+        super().__init__(ddconfig, embed_dim, moments=2)
+        self.image_key = image_key
+        self.monitor = monitor
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """`x`: (B, 3, H, W) in [−1, 1], H and W divisible by f; the Gaussian is of shape (B, embed_dim, H/f, W/f)."""
+        return DiagonalGaussianDistribution(self._encode(x))
+
     def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """The reconstruction of `x` from a sample of its latent, or from the mean; and the latent's Gaussian."""
         posterior = self.encode(x)
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self.decode(z), posterior
+
+
+class VQModel(_Autoencoder):
+    """The autoencoder whose latent is made of the `n_embed` codes of a codebook (Esser et al. 2021).
+
+    `ddconfig`, `embed_dim`, `ckpt_path` and `ignore_keys` are as in `AutoencoderKL`, `sane_index_shape` and `remap`
+    as in `VectorQuantizer`. The others belong to CompVis' training: accepted, and no loss and no average is made.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any] | None = None,
+        *,
+        n_embed: int,
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        colorize_nlabels: int | None = None,
+        monitor: str | None = None,
+        batch_resize_range: Sequence[int] | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        lr_g_factor: float = 1.0,
+        remap: str | None = None,
+        sane_index_shape: bool = False,
+        use_ema: bool = False,
+    ) -> None:
+        if ddconfig.get("double_z", True):
+            raise ValueError("double_z=True: a code has no variance; set double_z: false")
+        super().__init__(ddconfig, embed_dim, moments=1)
+        self.n_embed = n_embed
+        self.image_key = image_key
+        self.monitor = monitor
+        self.quantize = VectorQuantizer(n_embed, embed_dim, beta=0.25, remap=remap, sane_index_shape=sane_index_shape)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        """`x`: (B, 3, H, W) in [−1, 1], H and W divisible by f; what `VectorQuantizer` says of its latent."""
+        return self.quantize(self._encode(x))
+
+    def encode_to_prequant(self, x: Tensor) -> Tensor:
+        """`x` as in `encode`; its latent before it is quantised, (B, embed_dim, H/f, W/f)."""
+        return self._encode(x)
+
+    def decode_code(self, indices: Tensor) -> Tensor:
+        """The pictures of these codes, (B, h, w)."""
+        return super().decode(self.quantize.get_codebook_entry(indices, (*indices.shape, self.embed_dim)))
+
+    def forward(self, x: Tensor, return_pred_indices: bool = False) -> tuple[Tensor, ...]:
+        """The reconstruction of `x` and the quantiser's loss; and, if asked for, the codes' indices."""
+        quantized, loss, (_, _, indices) = self.quantize(self._encode(x))
+        reconstruction = super().decode(quantized)
+        return (reconstruction, loss, indices) if return_pred_indices else (reconstruction, loss)
+
+
+class VQModelInterface(VQModel):
+    """A VQModel as the first stage of a diffusion model: the latent is the one before quantisation, which moves into
+    `decode`. So a sampled latent lands on the codes, and the diffusion is spared their jumps."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """`x`: (B, 3, H, W) in [−1, 1]; returns (B, embed_dim, H/f, W/f), not quantised."""
+        return self.encode_to_prequant(x)
+
+    def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """`h`: (B, embed_dim, h, w), quantised unless told otherwise; returns (B, 3, f·h, f·w)."""
+        return super().decode(h if force_not_quantize else self.quantize(h)[0])
 
 
 class IdentityFirstStage(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +22,9 @@ class LitEma(nn.Module):
         super().__init__()
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay={decay}: choose a number from 0 (no memory) to 1 (no change)")
-        self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
-        self.register_buffer("num_updates", torch.tensor(0 if use_num_upates else -1))  # −1: not counted
+        # By numpy, which `torch.device("meta")` does not reach: real where a file of averages lacks them, too.
+        self.register_buffer("decay", torch.from_numpy(np.array(decay, dtype=np.float32)))
+        self.register_buffer("num_updates", torch.from_numpy(np.array(0 if use_num_upates else -1)))  # −1: not counted
         self.m_name2s_name: dict[str, str] = {}
         self.collected_params: list[Tensor] = []
         for name, p in model.named_parameters():
