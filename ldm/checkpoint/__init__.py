@@ -1,7 +1,20 @@
 """Every checkpoint format to one state dict in CompVis' layout, and a model from it. Nothing a file says is run."""
 
 from ldm.checkpoint.errors import CheckpointError
-from ldm.checkpoint.files import load_state_dict
-from ldm.checkpoint.load import load_model, load_weights
+from ldm.checkpoint.files import Checkpoint, load_checkpoint, load_state_dict
+from ldm.checkpoint.load import config_of, identify, load_model, load_weights
+from ldm.checkpoint.recognise import config_path
+from ldm.checkpoint.save import save_checkpoint
 
-__all__ = ["CheckpointError", "load_model", "load_state_dict", "load_weights"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "config_of",
+    "config_path",
+    "identify",
+    "load_checkpoint",
+    "load_model",
+    "load_state_dict",
+    "load_weights",
+    "save_checkpoint",
+]

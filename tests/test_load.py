@@ -1,0 +1,144 @@
+"""A model takes the file's tensors as they are: nothing drawn first, nothing held twice, averages on request."""
+
+import pytest
+import torch
+from _txt2img import CONFIG
+from safetensors.torch import save_file
+from torch import nn
+
+from ldm.checkpoint import CheckpointError, load_checkpoint, load_model
+from ldm.util import instantiate_from_config
+
+
+def small_config(**params):
+    return {"model": {**CONFIG["model"], "params": {**CONFIG["model"]["params"], **params}}}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return instantiate_from_config(small_config()["model"]).state_dict()
+
+
+def saved(path, weights):
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    return path
+
+
+def test_the_parameters_are_the_files_tensors_not_copies(weights, tmp_path):
+    file = load_checkpoint(saved(tmp_path / "a.safetensors", weights))
+    model = load_model(small_config(), file)
+    of_file = {tensor.data_ptr() for tensor in file.weights.values()}
+    assert all(p.data_ptr() in of_file for p in model.parameters())
+
+
+def test_no_random_number_is_drawn_to_build_a_model_that_a_file_fills(weights, tmp_path):
+    path = saved(tmp_path / "a.safetensors", weights)
+    torch.manual_seed(5)
+    load_model(small_config(), path)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(3))
+
+
+def test_a_file_without_the_schedule_gives_the_same_model(weights, tmp_path):
+    whole = load_model(small_config(), saved(tmp_path / "a.safetensors", weights)).state_dict()
+    pruned = {key: value for key, value in weights.items() if "." in key}
+    assert len(pruned) < len(weights)
+    found = load_model(small_config(), saved(tmp_path / "b.safetensors", pruned)).state_dict()
+    assert found.keys() == whole.keys() and all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_dtype_is_that_of_the_networks_and_not_of_the_schedule(weights, dtype, tmp_path):
+    model = load_model(small_config(), saved(tmp_path / "a.safetensors", weights), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert model.alphas_cumprod.dtype == torch.float32
+    assert torch.equal(model.alphas_cumprod, weights["alphas_cumprod"])
+    kept = load_model(small_config(), tmp_path / "a.safetensors").to(dtype).state_dict()
+    assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+
+
+def test_a_half_precision_file_computes_in_float32_unless_told_otherwise(weights, tmp_path):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    path = saved(tmp_path / "a.safetensors", half)
+    assert {p.dtype for p in load_model(small_config(), path).parameters()} == {torch.float32}
+    model = load_model(small_config(), path, dtype=torch.float16)
+    assert all(torch.equal(value, half[key]) for key, value in model.named_parameters())
+
+
+class WithAConstant(nn.Module):
+    """A foreign module whose constant no file holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.register_buffer("constant", torch.arange(3.0), persistent=False)
+
+
+class ComputesWhileBuilt(nn.Module):
+    """A foreign module that looks at its weights, which have no values on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.positive = bool(self.layer.weight.abs().sum() > 0)
+
+
+@pytest.mark.parametrize("kind", [WithAConstant, ComputesWhileBuilt])
+def test_a_foreign_module_that_needs_real_tensors_while_it_is_built_gets_them(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn, "Foreign", kind, raising=False)
+    monkeypatch.setattr(kind, "__module__", "torch.nn")
+    weights = kind().state_dict()
+    model = load_model({"model": {"target": "torch.nn.Foreign"}}, saved(tmp_path / "a.safetensors", weights))
+    assert torch.equal(model.layer.weight, weights["layer.weight"])
+    assert not any(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    assert getattr(model, "constant", torch.arange(3.0)).tolist() == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------------------------ averages
+
+
+def with_average(weights, plus):
+    """As LitEma keeps it: the network's keys without "model." and dots."""
+    network = {key: value for key, value in weights.items() if key.startswith("model.")}
+    averages = {"model_ema." + key[len("model.") :].replace(".", ""): value + plus for key, value in network.items()}
+    counters = {"model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(7)}
+    return {**weights, **averages, **counters}
+
+
+def test_the_averaged_weights_are_taken_on_request_only(weights, tmp_path):
+    path = saved(tmp_path / "a.safetensors", with_average(weights, 1))
+    key = "model.diffusion_model.time_embed.0.weight"
+    plain, average = (load_model(small_config(), path, ema=ema).state_dict() for ema in (False, True))
+    assert torch.equal(plain[key], weights[key]) and torch.equal(average[key], weights[key] + 1)
+    assert torch.equal(plain["first_stage_model.quant_conv.weight"], average["first_stage_model.quant_conv.weight"])
+
+
+def test_averages_that_are_not_there_are_an_error(weights, tmp_path):
+    with pytest.raises(CheckpointError, match="a.safetensors' holds no averaged weights.*without ema"):
+        load_model(small_config(), saved(tmp_path / "a.safetensors", weights), ema=True)
+    partly = with_average(weights, 1)
+    del partly["model_ema.diffusion_modeltime_embed0weight"]
+    with pytest.raises(CheckpointError, match="1 of its .* averages are missing"):
+        load_model(small_config(), saved(tmp_path / "b.safetensors", partly), ema=True)
+
+
+def test_a_model_that_keeps_an_average_has_the_files(weights, tmp_path):
+    model = load_model(small_config(use_ema=True), saved(tmp_path / "a.safetensors", with_average(weights, 1)))
+    key = "model.diffusion_model.time_embed.0.weight"
+    with model.ema_scope():
+        assert torch.equal(model.state_dict()[key], weights[key] + 1)
+    assert torch.equal(model.state_dict()[key], weights[key])
+
+
+def test_an_average_begins_at_the_weights_of_a_file_without_one(weights, tmp_path):
+    path = saved(tmp_path / "a.safetensors", weights)
+    with pytest.warns(UserWarning, match="a.safetensors' holds no averaged weights"):
+        model = load_model(small_config(use_ema=True), path)
+    network = dict(model.model.named_parameters())
+    shadow = model.model_ema.diffusion_modeltime_embed0weight
+    assert torch.equal(shadow, network["diffusion_model.time_embed.0.weight"])
+    assert shadow.data_ptr() != network["diffusion_model.time_embed.0.weight"].data_ptr()
+    assert float(model.model_ema.decay) == pytest.approx(0.9999)
