@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from _machine import PRECISIONS
+
 # ---------------------------------------------------------------------------------------------------- running a script
 
 _NEEDED = frozenset("PIL safetensors torch numpy tqdm omegaconf yaml".split())
@@ -80,14 +82,17 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("--config", help="YAML that describes the model (default: configs/shapes.yaml, the bundled one)")
-    group.add_argument("--ckpt", help="its weights (default: the bundled model's)")
+    group.add_argument("--config", help="YAML that describes the model (default: what --ckpt shows itself to be)")
+    group.add_argument(
+        "--ckpt", help="its weights: .ckpt, .safetensors, or a folder of diffusers' (default: the bundled model's)"
+    )
+    group.add_argument("--ema", action="store_true", help="take the averaged weights, where the file has both")
     group.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps …")
     group.add_argument(
         "--precision",
-        choices=["full", "autocast"],
-        help="autocast computes the network in fp16, on a CPU in bf16; latents stay float32 "
-        "(default: autocast on CUDA, full elsewhere)",
+        choices=PRECISIONS,
+        help="what the networks compute in; latents stay float32. auto: bf16 where the processor has it, fp16 on older "
+        "CUDA, else full; autocast is CompVis' word for auto (default: the config's, else auto)",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="set a value of the config, as in sampler.params.eta=0.5"

@@ -1,4 +1,4 @@
-"""From a config file and flags to a model, a device, a picture size and a sampler, checked before anything is loaded.
+"""From a config file and flags to a picture size and a sampler, checked before anything is loaded.
 
 The `sampler:` section of a config names the sampler and its options:
 
@@ -15,7 +15,6 @@ A flag goes before the config, the config before CompVis' defaults (50, 0.0, 7.5
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import inspect
 import math
@@ -43,26 +42,21 @@ _NOT_OPTIONS = frozenset(
 _RESOLVER = re.compile(r"\$\{(?!\s*[\w.\[\]-]+\s*\})[^}]*\}?")  # every ${…} but a plain reference, ${a.b}
 
 
-def load_config(path: str | None, overrides: Iterable[str] = ()):
-    """The YAML file (None: the bundled model's) with `key=value` overrides, as an OmegaConf node.
+def load_config(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str] = ()):
+    """A YAML file (None: the bundled model's) or mapping, with `key=value` overrides, as an OmegaConf node.
 
     ValueError for what cannot be a config, and for OmegaConf's resolvers: configs come from strangers, and
     `${oc.env:…}` would put the user's environment into the pictures' settings.
     """
-    import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    path = Path(path or BUNDLED_CONFIG)
-    if not path.is_file():
-        raise FileNotFoundError(f"config {str(path)!r} does not exist; give the path of a model's YAML with --config")
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"config {str(path)!r} is not YAML: {error}") from error
-    _refuse_resolvers(config, f"config {str(path)!r}")
+    source = BUNDLED_CONFIG if source is None else source
+    name = "of the checkpoint" if isinstance(source, Mapping) else repr(str(source))
+    config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(Path(source))
+    _refuse_resolvers(config, f"config {name}")
     if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
-        raise ValueError(f"config {str(path)!r} has no 'model' section with target and params")
+        raise ValueError(f"config {name} has no 'model' section with target and params")
     config = OmegaConf.merge({"sampler": {"target": SAMPLER, "params": {}}}, config)
     for override in overrides:
         _override(config, override)
@@ -70,11 +64,24 @@ def load_config(path: str | None, overrides: Iterable[str] = ()):
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise ValueError(f"config {str(path)!r}: {str(error).splitlines()[0]}") from error
-    _refuse_resolvers(config, f"config {str(path)!r}")  # references can put one together
-    for name in ("model", "sampler"):
-        _check_section(config[name], name)
+        raise ValueError(f"config {name}: {str(error).splitlines()[0]}") from error
+    _refuse_resolvers(config, f"config {name}")  # references can put one together
+    for section in ("model", "sampler"):
+        _check_section(config[section], section)
     return config
+
+
+def _read(path: Path):
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not path.is_file():
+        raise FileNotFoundError(f"config {str(path)!r} does not exist; give the path of a model's YAML with --config")
+    try:
+        return OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"config {str(path)!r} is not YAML: {error}") from error
 
 
 def _refuse_resolvers(config, where: str) -> None:
@@ -126,42 +133,6 @@ def _override(config, override: str) -> None:
 def _suggest(name: str, choices: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
     return (f"; did you mean {close[0]!r}?" if close else "") + f" (there are: {', '.join(map(str, choices))})"
-
-
-def checkpoint_path(config: str | None, ckpt: str | None) -> str:
-    """The weights' file: --ckpt, or the bundled model's where --config names no other model."""
-    if ckpt is None and config is not None and Path(config).resolve() != BUNDLED_CONFIG:
-        raise ValueError(f"--config {config} needs its weights: give --ckpt too")
-    if ckpt is None and not BUNDLED_CKPT.is_file():
-        raise FileNotFoundError(f"the bundled weights, {BUNDLED_CKPT}, are missing; give --ckpt")
-    return ckpt or str(BUNDLED_CKPT)
-
-
-def pick_device(name: str):
-    """The torch.device that --device names; ValueError where it is unknown or not there."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
-        raise ValueError(f"--device {name!r} is unknown; choose auto, cpu, cuda, cuda:N, mps or xpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} is not available here ({reason}); auto takes what there is") from error
-    return torch.device(name)
-
-
-def precision(name: str | None, device):
-    """The context to compute in: autocast by default on CUDA, where CompVis' had its effect."""
-    import torch
-
-    if (name or ("autocast" if device.type == "cuda" else "full")) == "full":
-        return contextlib.nullcontext()
-    if not torch.amp.is_autocast_available(device.type):
-        raise ValueError(f"--precision autocast: torch {torch.__version__} has none for {device.type}; use full")
-    return torch.autocast(device.type, torch.bfloat16 if device.type == "cpu" else torch.float16)
 
 
 def latent_shape(config, H: int | None, W: int | None, C: int | None, f: int | None) -> tuple[int, int, int]:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import _cli
 import _config
-from txt2img import sample
+import _machine
+import _model
+from txt2img import guided, sample
 
 PARTS = ("count", "colour", "shape", "size", "place", "background")
 GROUPS = ("one thing", "two things", "three things", "held-out pair")
@@ -40,7 +42,7 @@ def unseen(n: int, **options) -> list:
     return list(found.values())
 
 
-def draw(model, sampler, descriptions: Sequence, shape: tuple, options: dict, batch: int, seed: int, autocast) -> list:
+def draw(model, sampler, descriptions: Sequence, shape: tuple, options: dict, batch: int, seed: int) -> list:
     """A picture (H, W, 3) uint8 for each description; picture i has the seed `seed` + i."""
     import numpy as np
     from tqdm import tqdm
@@ -50,7 +52,9 @@ def draw(model, sampler, descriptions: Sequence, shape: tuple, options: dict, ba
     jobs = [(description.caption, seed + i) for i, description in enumerate(descriptions)]
     pictures = []
     for start in tqdm(range(0, len(jobs), batch), desc="sampling", mininterval=5):
-        images = sample(model, sampler, jobs[start : start + batch], shape, "", options, autocast, progress=False)
+        part = jobs[start : start + batch]
+        cond, uncond = _model.conditionings(model, "text", [caption for caption, _ in part], "", guided(options))
+        images = sample(model, sampler, part, shape, cond, uncond, options, progress=False)
         pictures += [np.asarray(picture) for picture in to_pil(images)]
     return pictures
 
@@ -91,23 +95,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
-    config = _config.load_config(opt.config, opt.overrides)
-    ckpt = _config.checkpoint_path(opt.config, opt.ckpt)
+    config, checkpoint, _ = _model.open_model(opt)
 
     import torch
 
     from ldm.checkpoint import load_model
     from ldm.data.checker import score
 
-    device = _config.pick_device(opt.device)
+    device = _machine.pick_device(opt.device)
+    dtype = _machine.pick_dtype(opt.precision or config.get("precision", "auto"), device)
     sampler_class = _config.sampler_class(config)
     built, options = _config.sampler_options(config, sampler_class, opt)
-    model = load_model(config, ckpt, device=device)
+    model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)
     shape = _config.latent_shape(config, None, None, None, None)
     descriptions = unseen(opt.n) + unseen(opt.n_held_out, count=1, held_out=True)
-    sampler, autocast = sampler_class(model, **built), _config.precision(opt.precision, device)
+    sampler = sampler_class(model, **built)
     with torch.no_grad(), model.ema_scope():
-        pictures = draw(model, sampler, descriptions, shape, options, opt.batch, opt.seed, autocast)
+        pictures = draw(model, sampler, descriptions, shape, options, opt.batch, opt.seed)
 
     scores: dict[str, list] = {name: [] for name in GROUPS}
     wrong = []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import _cli
 import _config
+import _machine
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -171,7 +172,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    args.device = str(_config.pick_device(args.device))
+    args.device = str(_machine.pick_device(args.device))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args.out.mkdir(parents=True, exist_ok=True)
     model = instantiate_from_config(_config.load_config(args.config).model)

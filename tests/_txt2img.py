@@ -38,6 +38,7 @@ CONFIG = {
             },
         },
     },
+    "precision": "full",
     "sampler": {"target": "ldm.sampling.DDIMSampler", "params": {"S": 4, "unconditional_guidance_scale": 2.0}},
 }  # fmt: skip
 

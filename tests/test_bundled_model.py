@@ -1,7 +1,5 @@
 """The model that ships: it is small, it loads, and it draws what captions say that it has never seen."""
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import score_shapes
@@ -24,9 +22,7 @@ def model():
 def draw(model, descriptions, **options):
     shape = latent_shape(load_config(None), None, None, None, None)
     with torch.no_grad():
-        return score_shapes.draw(
-            model, DDIMSampler(model), descriptions, shape, OPTIONS | options, 25, 0, nullcontext()
-        )
+        return score_shapes.draw(model, DDIMSampler(model), descriptions, shape, OPTIONS | options, 25, 0)
 
 
 def right(pictures, descriptions, *parts):

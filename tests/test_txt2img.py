@@ -95,11 +95,10 @@ def test_the_size_is_the_models_unless_given(run):
     assert wide[0][0].shape == (12, 16, 3)
 
 
-def test_autocast_on_a_cpu_computes_in_bfloat16_and_comes_close(run):
-    full, half = (
-        draw(run, "--n_samples", 1, "--n_iter", 1, "--precision", p, out=p)[0] for p in ("full", "autocast")
-    )
-    assert 0 < difference(full, half) < 40 and half[1]["precision"] == "autocast"
+@pytest.mark.parametrize("name, dtype", [("bf16", "bfloat16"), ("fp16", "float16")])
+def test_half_precision_comes_close_and_is_told_in_the_settings(run, name, dtype):
+    full, half = (draw(run, "--n_samples", 1, "--n_iter", 1, "--precision", p, out=p)[0] for p in ("full", name))
+    assert 0 < difference(full, half) < 40 and half[1]["precision"] == dtype and full[1]["precision"] == "float32"
 
 
 # ----------------------------------------------------------------------------------------------- as a program, bundled

@@ -117,12 +117,11 @@ def test_a_model_that_does_not_fit_is_one_line_too(flags, said, run):
     assert status == 2 and len(err) == 1 and err[0].startswith("txt2img: error: ") and said in err[0]
 
 
-@pytest.mark.parametrize("package", ["PIL", "safetensors"])
-def test_a_missing_package_is_named_with_the_command_that_installs_it(package, run, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
     status, _, err = run()
     assert status == 2 and len(err) == 1
-    assert package in err[0] and "pip install '.[scripts]'" in err[0]
+    assert "PIL" in err[0] and "pip install '.[scripts]'" in err[0]
 
 
 def test_so_is_python_without_any_package(tmp_path):

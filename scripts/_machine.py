@@ -1,0 +1,87 @@
+"""What the machine can do: which device, which precision is fast there, and pictures that overflowed in it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+PRECISIONS = ("auto", "full", "bf16", "fp16", "autocast")
+
+
+def pick_device(name: str):
+    """The torch.device that --device names; ValueError where it is unknown or not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise ValueError(f"--device {name!r} is unknown; choose auto, cpu, cuda, cuda:N, mps or xpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not available here ({reason}); auto takes what there is") from error
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device):
+    """The torch.dtype of the networks that --precision names; "autocast" is CompVis' word for auto.
+
+    auto: bfloat16 where the processor has instructions for it, float16 on older CUDA, float32 elsewhere.
+    """
+    import torch
+
+    if name in ("auto", "autocast"):
+        name = _fast(device)
+    if name == "fp16" and device.type == "cpu":
+        warnings.warn("--precision fp16 is slow on a CPU; bf16 is as small and cannot overflow", stacklevel=2)
+    return {"full": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _fast(device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "full"
+
+
+def _cpu_has_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
+    """Whether the CPU computes in bfloat16: AMX, AVX512-BF16 or ARM's BF16. Elsewhere torch emulates it, slowly."""
+    try:
+        flags = Path(cpuinfo).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return False
+    return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
+
+
+def decode(model, latents):
+    """Pictures (B, 3, H, W) of latents, none of which overflowed.
+
+    ValueError where the latents hold NaN or infinity. Where only the autoencoder overflows, as some do in float16, it
+    computes in float32 from here on, with a warning.
+    """
+    import torch
+
+    narrow = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if not latents.isfinite().all():
+        remedy = "compute in bf16 or full: --precision full" if narrow else "check the checkpoint and the config"
+        computed = str(narrow or torch.float32).removeprefix("torch.")
+        raise ValueError(f"the network's output overflowed in {computed} (NaN or infinite latents); {remedy}")
+    images = model.decode_first_stage(latents)
+    if narrow and not images.isfinite().all():
+        warnings.warn(
+            f"the autoencoder overflowed in {str(narrow).removeprefix('torch.')}, as some do; it computes in float32 "
+            "from here on",
+            stacklevel=2,
+        )
+        model.first_stage_model.float()
+        images = model.decode_first_stage(latents)
+    if narrow and (flat := int(((images.amax((1, 2, 3)) - images.amin((1, 2, 3))) < 0.01).sum())):
+        warnings.warn(
+            f"{flat} of {len(images)} pictures are one flat colour, as where {str(narrow).removeprefix('torch.')} "
+            "loses everything; compare with --precision full",
+            stacklevel=2,
+        )
+    return images
