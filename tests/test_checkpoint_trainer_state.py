@@ -22,7 +22,6 @@ from ldm.checkpoint.files import load_checkpoint, load_state_dict
 WEIGHTS = {"model.weight": torch.arange(6.0).reshape(2, 3), "model.bias": torch.tensor([1.5, -2.0]).half()}
 
 
-
 @pytest.fixture
 def trainer_state(monkeypatch):
     """What Lightning, omegaconf and Python leave in a checkpoint; no module of it can be imported when it is read."""

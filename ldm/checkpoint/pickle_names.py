@@ -141,7 +141,7 @@ def call(callee: Any, args: Any) -> Any:
 
 def _dict(*args: Any) -> dict | Inert:
     """Made empty and filled by the operations that follow; Python 2 gave an OrderedDict its items at once."""
-    return Inert("an OrderedDict that Python 2 wrote") if args else {}
+    return Inert("OrderedDict that Python 2 wrote") if args else {}
 
 
 def name_only(key: Any) -> Any:
@@ -187,7 +187,7 @@ def _tensor(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any, meta
     if not isinstance(storage, Storage):
         raise damaged("a tensor has no storage")
     if meta:  # conjugate or negative bits: no weights have them
-        return Inert("a lazily conjugated tensor")
+        return Inert("lazily conjugated tensor")
     shape, stride = _integers(shape), _integers(stride)
     (offset,) = _integers((offset,))
     if len(shape) != len(stride):

@@ -73,6 +73,8 @@ def _check_request(path: Path, dtype: torch.dtype | None, metadata: Mapping, ove
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        raise ValueError("there are no weights to save")
     if wrong := [key for key, tensor in tensors.items() if not isinstance(tensor, Tensor)]:
         raise ValueError(f"only tensors can be saved, and these are none: {some(wrong)}")
     if empty := [key for key, tensor in tensors.items() if tensor.is_meta]:
@@ -83,7 +85,7 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
 
 def _whole(tensor: Tensor) -> Tensor:
     """torch.save writes all of a tensor's storage, so it gets none that is longer than the tensor."""
-    tensor = tensor.contiguous()
+    tensor = tensor.resolve_conj().resolve_neg().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 

@@ -81,8 +81,8 @@ def kind(value: Any) -> str:
     """What a value from a file is, for a message: a class of the file's by its name."""
     if isinstance(value, StoredTensor):
         return "a tensor"
-    name = value.name if isinstance(value, Inert) else type(value).__name__
-    return f"a {shown(name)}"
+    name = shown(value.name if isinstance(value, Inert) else type(value).__name__)
+    return f"{'an' if name[:1] in 'aeiouAEIO' else 'a'} {name}"
 
 
 def _builder(storage_of: Callable[[Storage], UntypedStorage]) -> Callable[[StoredTensor], Tensor]:
