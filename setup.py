@@ -44,7 +44,14 @@ setup(
     install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "omegaconf>=2.3"],
     extras_require={
         "scripts": ["pillow>=10.1", "safetensors>=0.4.3"],
-        "test": ["pytest>=7.4", "diffusers>=0.30", "transformers>=5", "pillow>=10.1", "safetensors>=0.4.3", "setuptools>=64"],
+        "test": [
+            "pytest>=7.4",
+            "diffusers>=0.30",
+            "transformers>=5",
+            "pillow>=10.1",
+            "safetensors>=0.4.3",
+            "setuptools>=64",
+        ],
         "lint": ["ruff>=0.5"],
     },
 )
