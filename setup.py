@@ -43,7 +43,7 @@ setup(
     # The lower bounds are tried by hand; constraints.txt has the versions that every test run uses.
     install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "omegaconf>=2.3"],
     extras_require={
-        "scripts": ["pillow>=10.1", "safetensors>=0.4.3"],
+        "scripts": ["pillow>=10.1"],
         "test": [
             "pytest>=7.4",
             "diffusers>=0.30",

@@ -20,7 +20,7 @@ from _machine import PRECISIONS
 
 # ---------------------------------------------------------------------------------------------------- running a script
 
-_NEEDED = frozenset("PIL safetensors torch numpy tqdm omegaconf yaml".split())
+_NEEDED = frozenset("PIL torch numpy tqdm omegaconf yaml".split())
 
 
 class Parser(argparse.ArgumentParser):

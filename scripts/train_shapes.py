@@ -147,11 +147,9 @@ def train_diffusion(model: nn.Module, args: argparse.Namespace) -> None:
 
 def export(model: nn.Module, path: Path) -> None:
     """One safetensors file in CompVis' layout; the networks' weights in half precision, the schedule in single."""
-    from safetensors.torch import save_file
+    from ldm.checkpoint import save_checkpoint
 
-    networks = ("model.", "first_stage_model.", "cond_stage_model.")
-    state = {k: v.half() if k.startswith(networks) else v for k, v in model.state_dict().items()}
-    save_file({k: v.cpu().contiguous() for k, v in state.items()}, path)
+    save_checkpoint(model, path, dtype=torch.float16, overwrite=True)
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
 
 

@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warnings.warn("--negative_prompt has no effect with --scale 1, which is no guidance", stacklevel=1)
     gallery = _cli.Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
     model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)
+    del checkpoint  # where the model has copies of its weights, the file need not stay in memory
     sampler = sampler_class(model, **built)
     made = settings(opt, sampler_class, {**built, **options}, ckpt, dtype)
 

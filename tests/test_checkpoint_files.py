@@ -129,6 +129,9 @@ def test_other_archives_and_programs_are_told(tmp_path):
         archive.writestr("model.ckpt", b"x")
     with pytest.raises(CheckpointError, match="not one that torch wrote .it holds model.ckpt.: unpack it"):
         load_state_dict(tmp_path / "a.ckpt")
+    zip_file(tmp_path / "d.ckpt", whole(b"}"), compression=zipfile.ZIP_BZIP2)
+    with pytest.raises(CheckpointError, match="uncommon way"):
+        load_state_dict(tmp_path / "d.ckpt")
     zip_file(tmp_path / "b.ckpt", whole(b"}"), more={"constants.pkl": b"", "code/model.py": b""})
     with pytest.raises(CheckpointError, match="TorchScript"):
         load_state_dict(tmp_path / "b.ckpt")

@@ -26,7 +26,9 @@ _HARMLESS_UNEXPECTED = re.compile(
 )
 # In the model but not in the file, and made from the config alone. `scale_factor` is not: where kept, it was measured.
 _HARMLESS_MISSING = re.compile(rf"(low_scale_model\.)?{_SCHEDULE}|model_ema\.(decay|num_updates)$")
-_OWN_DTYPE = re.compile(rf"(low_scale_model\.)?({_SCHEDULE}|scale_factor$)")  # the modules see to theirs themselves
+# Few and small: copied, so that they do not hold the whole file in memory, and in the file's dtype, as the modules that
+# keep them in float32 see to that themselves.
+_SMALL = re.compile(rf"(low_scale_model\.)?({_SCHEDULE}|scale_factor$)|model_ema\.(decay|num_updates)$")
 _EMA = "model_ema."
 
 
@@ -153,7 +155,7 @@ def load_weights(
         model.to(dtype)
     kept = model.state_dict()  # after the cast: every tensor has the dtype that it is to have
     cast = {
-        key: value if _OWN_DTYPE.match(key) else value.to(kept[key].dtype)
+        key: value.clone() if _SMALL.match(key) else value.to(kept[key].dtype)
         for key, value in weights.items()
         if key in kept
     }

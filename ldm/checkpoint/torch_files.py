@@ -22,7 +22,7 @@ Contents = tuple[Any, Callable[[StoredTensor], Tensor]]
 
 _ALIGNMENT = 8  # bytes; torch's own zip files have 64
 _LOCAL_HEADER = 30  # bytes of a zip record's own header, before its name
-_MOST_PICKLE = 2**29  # bytes
+_MOST_PICKLE = 2**27  # bytes
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # what the older format begins with, a pickle each
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 
@@ -130,6 +130,8 @@ class _Archive:
                 raise damaged(f"its record {shown(record.filename)} reaches into another or beyond the file")
             if record.flag_bits & 1:
                 raise CheckpointError("is an encrypted zip archive: unpack it first")
+            if record.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise CheckpointError("is compressed in an uncommon way: unpack it, and zip it uncompressed")
         if not len(records) == len(self.records) == len(starts):
             raise damaged("two records of its zip archive have one name or one place")
         return {record.filename: following[record.header_offset] for record in records}
