@@ -1,4 +1,4 @@
-"""A tiny model with random weights, and scripts/txt2img.py to run on it."""
+"""A tiny model with random weights and scripts/txt2img.py to run on it; a tiny pipeline of diffusers."""
 
 import _cli
 import pytest
@@ -40,3 +40,19 @@ def run(tiny, tmp_path, capsys, monkeypatch):
         return status, said.out.splitlines(), [line for line in said.err.splitlines() if line.startswith("txt2img")]
 
     return run
+
+
+@pytest.fixture(scope="session", params=["v1", "v2-v"])
+def pipe(request):
+    """A pipeline of diffusers with random weights, shaped as Stable Diffusion 1, or 2 with v-prediction."""
+    import _diffusers
+
+    return _diffusers.pipeline(request.param)
+
+
+@pytest.fixture(scope="session")
+def folder(pipe, tmp_path_factory):
+    """Where it has saved itself."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipe.save_pretrained(folder)
+    return folder

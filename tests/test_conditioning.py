@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _networks import randn
+from _txt2img import CONFIG
 from torch import nn
 
 from ldm.models.diffusion.ddpm import (
@@ -20,16 +21,7 @@ from ldm.modules.diffusionmodules.upscaling import (
 from ldm.sampling import DDIMSampler
 
 IDENTITY = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
-HALVING = {  # an autoencoder that halves the size
-    "target": "ldm.models.autoencoder.AutoencoderKL",
-    "params": {
-        "embed_dim": 4,
-        "ddconfig": {
-            "double_z": True, "z_channels": 4, "resolution": 8, "in_channels": 3, "out_ch": 3, "ch": 32,
-            "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-        },
-    },
-}  # fmt: skip
+HALVING = CONFIG["model"]["params"]["first_stage_config"]  # an autoencoder that halves the size
 CAPTIONS = {
     "target": "ldm.modules.encoders.caption.CaptionEncoder",
     "params": {"vocabulary": ["a", "star"], "width": 8, "layers": 1, "heads": 2, "max_length": 3},

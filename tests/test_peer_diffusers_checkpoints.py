@@ -18,18 +18,6 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:the prompt .* was cut:UserWarning")  # a long one is cut, as there
 
 
-@pytest.fixture(scope="module", params=["v1", "v2-v"])
-def pipe(request):
-    return peer.pipeline(request.param)
-
-
-@pytest.fixture(scope="module")
-def folder(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    pipe.save_pretrained(folder)
-    return folder
-
-
 def config(version):
     """As a YAML of CompVis', small."""
     name, text = {

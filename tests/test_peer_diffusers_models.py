@@ -24,18 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the prompt .* was cut:UserWarnin
 WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 
 
-@pytest.fixture(scope="module", params=["v1", "v2-v"])
-def pipe(request):
-    return peer.pipeline(request.param)
-
-
-@pytest.fixture(scope="module")
-def folder(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipeline")
-    pipe.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(folder):
     return load_model(None, folder)
