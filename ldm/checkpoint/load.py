@@ -88,18 +88,16 @@ def identify(ckpt: Checkpoint) -> str | Mapping[str, Any]:
         return ckpt.config
     names = recognise(ckpt.weights, ckpt.global_step)
     if not names:
-        raise CheckpointError(f"{ckpt.path!r} {_what(ckpt.weights)}; give the config that it was trained with")
+        told = describe(ckpt.weights)
+        what = f"looks like {told}" if told else "is none of the released models known here"
+        remedy = "that cannot be run here" if told else "give the config that it was trained with"
+        raise CheckpointError(f"{ckpt.path!r} {what}; {remedy}")
     eps, v = "stable-diffusion/v2-inference", "stable-diffusion/v2-inference-v"
     if {eps, v} <= set(names):
         from omegaconf import OmegaConf
 
         return v if predicts_v(load_model(OmegaConf.load(config_path(v)), ckpt)) else eps
     return names[0]
-
-
-def _what(weights: Mapping[str, Tensor]) -> str:
-    told = describe(weights)
-    return f"looks like {told}, which cannot be run here" if told else "is none of the released models known here"
 
 
 def _build(config: Mapping[str, Any]) -> nn.Module:
