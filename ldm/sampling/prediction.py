@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ def predict(output: Tensor, x_t: Tensor, alpha_bar: float, parameterization: str
 
     `output`, `x_t`: of one shape (or floats); `alpha_bar`: ᾱ at x_t's noise level, 0 (pure noise) only for v and x0.
     """
-    signal, noise = sqrt(alpha_bar), sqrt(1 - alpha_bar)
     if parameterization == "v":
+        signal, noise = sqrt(alpha_bar), sqrt(1 - alpha_bar)
         return signal * x_t - noise * output, signal * output + noise * x_t
     if parameterization == "x0":
-        return output, (x_t - signal * output) / noise if noise else 0 * output  # at ᾱ = 1 there is no noise
+        return output, eps_from_x0(x_t, output, alpha_bar)
     return x0_from_eps(x_t, output, alpha_bar), output
 
 
@@ -26,6 +26,11 @@ def x0_from_eps(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     if alpha_bar == 0:
         raise ValueError("at ᾱ = 0 (zero terminal SNR) eps says nothing about x0: use a model that predicts v or x0")
     return (x_t - sqrt(1 - alpha_bar) * eps) / sqrt(alpha_bar)
+
+
+def eps_from_x0(x_t: Tensor, x0: Tensor, alpha_bar: float) -> Tensor:
+    """eps = (x_t − √ᾱ x0) / √(1 − ᾱ); 0 at ᾱ = 1, where there is no noise."""
+    return (x_t - sqrt(alpha_bar) * x0) / sqrt(1 - alpha_bar) if alpha_bar < 1 else 0 * x0
 
 
 def limit_x0(x0: Tensor, limit: bool | float, p: float | None) -> Tensor:
@@ -40,11 +45,11 @@ def clip_x0(x0: Tensor, limit: bool | float) -> Tensor:
     return x0.clamp(-float(limit), float(limit))
 
 
-def dynamic_threshold(x0: Tensor, p: float) -> Tensor:
+def dynamic_threshold(x0: Tensor, p: float, highest: float = inf) -> Tensor:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3), per sample: clamp to ±s, divide by s.
 
-    s is the p-quantile of |x0|, 0 < p ≤ 1, and at least 1. `x0`: (B, …).
+    s is the p-quantile of |x0|, 0 < p ≤ 1, from 1 to `highest`. `x0`: (B, …).
     """
     s = torch.stack([sample.quantile(p) for sample in x0.abs().flatten(1)])  # by sample: quantile() has a size limit
-    s = s.clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
+    s = s.clamp(1, highest).reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-s, s) / s
