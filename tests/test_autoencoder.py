@@ -25,7 +25,7 @@ def test_autoencoder_returns_what_the_original_returns():
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1)], ids=str)
 def test_autoencoder_in_another_dtype_takes_float32_pictures(dtype, atol):
-    model = golden_weights(AutoencoderKL(SMALL_KL, 4))
+    model = golden_weights(AutoencoderKL(SMALL_KL, embed_dim=4))
     x = randn(1, 3, 16, 16)
     expected = model(x, sample_posterior=False)[0]
     out = model.to(dtype)(x, sample_posterior=False)[0]
@@ -34,14 +34,14 @@ def test_autoencoder_in_another_dtype_takes_float32_pictures(dtype, atol):
 
 
 def test_channels_last_gives_the_same_pictures():
-    auto, picture = golden_weights(AutoencoderKL(SMALL_KL, 4)), randn(1, 3, 16, 16)
+    auto, picture = golden_weights(AutoencoderKL(SMALL_KL, embed_dim=4)), randn(1, 3, 16, 16)
     expected = auto(picture, False)[0]
     out = auto.to(memory_format=torch.channels_last)(picture.contiguous(memory_format=torch.channels_last), False)[0]
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
 def test_the_reconstruction_uses_a_sample_or_the_mean():
-    model, x = golden_weights(AutoencoderKL(SMALL_KL, 4)), randn(1, 3, 16, 16)
+    model, x = golden_weights(AutoencoderKL(SMALL_KL, embed_dim=4)), randn(1, 3, 16, 16)
     by_mean, posterior = model(x, sample_posterior=False)
     torch.testing.assert_close(by_mean, model.decode(posterior.mode()))
     torch.manual_seed(3)
@@ -52,28 +52,28 @@ def test_the_reconstruction_uses_a_sample_or_the_mean():
 
 
 def test_the_loss_of_a_training_config_is_not_built():
-    model = AutoencoderKL(SMALL_KL, 4, lossconfig={"target": "somebody.elses.Loss"})
+    model = AutoencoderKL(SMALL_KL, embed_dim=4, lossconfig={"target": "somebody.elses.Loss"})
     assert not hasattr(model, "loss")
 
 
 def test_attention_stands_at_the_named_resolutions():
-    keys = AutoencoderKL({**SMALL_KL, "attn_resolutions": [8]}, 4).state_dict()
+    keys = AutoencoderKL({**SMALL_KL, "attn_resolutions": [8]}, embed_dim=4).state_dict()
     places = {k.rsplit(".attn.", 1)[0] for k in keys if ".attn." in k}
     assert places == {"encoder.down.1", "decoder.up.1"}
-    assert not any("attn" in k for k in AutoencoderKL({**SMALL_KL, "attn_type": "none"}, 4).state_dict())
+    assert not any("attn" in k for k in AutoencoderKL({**SMALL_KL, "attn_type": "none"}, embed_dim=4).state_dict())
 
 
 def test_weights_are_loaded_from_a_file_and_must_match(tmp_path):
-    saved = golden_weights(AutoencoderKL(SMALL_KL, 4))
+    saved = golden_weights(AutoencoderKL(SMALL_KL, embed_dim=4))
     path = tmp_path / "autoencoder.safetensors"
     save_file({**saved.state_dict(), "loss.logvar": torch.zeros(())}, path)
-    loaded = AutoencoderKL(SMALL_KL, 4, ckpt_path=str(path)).state_dict()
+    loaded = AutoencoderKL(SMALL_KL, embed_dim=4, ckpt_path=str(path)).state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in saved.state_dict().items())
-    partly = AutoencoderKL(SMALL_KL, 4, ckpt_path=str(path), ignore_keys=["decoder."]).state_dict()
+    partly = AutoencoderKL(SMALL_KL, embed_dim=4, ckpt_path=str(path), ignore_keys=["decoder."]).state_dict()
     assert {k.split(".")[0] for k, v in partly.items() if not torch.equal(v, loaded[k])} == {"decoder"}
     save_file({k: v for k, v in saved.state_dict().items() if k != "quant_conv.bias"}, path)
     with pytest.raises(ValueError, match="missing: quant_conv.bias"):
-        AutoencoderKL(SMALL_KL, 4, ckpt_path=str(path))
+        AutoencoderKL(SMALL_KL, embed_dim=4, ckpt_path=str(path))
 
 
 def test_identity_first_stage_hands_everything_through():
@@ -86,16 +86,16 @@ def test_identity_first_stage_hands_everything_through():
 @pytest.mark.parametrize("shape", [(1, 3, 16, 15), (1, 4, 16, 16), (3, 16, 16)])
 def test_the_encoder_names_the_pictures_it_takes(shape):
     with pytest.raises(ValueError, match=r"shape \(B, 3, H, W\) with H and W divisible by 2, got \(.*; resize or crop"):
-        AutoencoderKL(SMALL_KL, 4).encode(torch.zeros(shape))
+        AutoencoderKL(SMALL_KL, embed_dim=4).encode(torch.zeros(shape))
 
 
 def test_the_autoencoder_names_what_does_not_fit():
     with pytest.raises(ValueError, match=r"a latent has shape \(B, 4, h, w\) here, got \(1, 3, 8, 8\)"):
-        AutoencoderKL(SMALL_KL, 4).decode(torch.zeros(1, 3, 8, 8))
+        AutoencoderKL(SMALL_KL, embed_dim=4).decode(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="double_z=False.*set double_z: true"):
-        AutoencoderKL({**SMALL_KL, "double_z": False}, 4)
+        AutoencoderKL({**SMALL_KL, "double_z": False}, embed_dim=4)
     with pytest.raises(ValueError, match="attn_type='fast' is not known; choose one of 'vanilla', 'none'"):
-        AutoencoderKL({**SMALL_KL, "attn_type": "fast"}, 4)
+        AutoencoderKL({**SMALL_KL, "attn_type": "fast"}, embed_dim=4)
 
 
 # --- the Gaussian

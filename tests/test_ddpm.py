@@ -21,7 +21,7 @@ FIRST_STAGE = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 def build(**changes) -> LatentDiffusion:
     torch.manual_seed(0)
     settings = {"conditioning_key": "crossattn", "use_ema": False, "channels": 3, "image_size": 4, **changes}
-    return LatentDiffusion(FIRST_STAGE, "__is_unconditional__", UNET, **settings)
+    return LatentDiffusion(FIRST_STAGE, {"target": "torch.nn.Identity"}, UNET, **settings)
 
 
 class Answer(nn.Module):
@@ -198,7 +198,11 @@ def test_every_name_of_the_originals_module_is_there():
 
 
 def test_the_conditioning_key_is_inferred_by_the_originals_rule():
-    assert build(conditioning_key=None).model.conditioning_key is None  # unconditional
+    for key in (None, "crossattn"):
+        none = LatentDiffusion(FIRST_STAGE, "__is_unconditional__", UNET, conditioning_key=key, use_ema=False)
+        assert none.model.conditioning_key is None
+    with pytest.raises(ValueError, match="unconditional"):
+        none.get_learned_conditioning(["a star"])
     first_stage = "__is_first_stage__"
     assert LatentDiffusion(FIRST_STAGE, first_stage, UNET, use_ema=False).model.conditioning_key == "concat"
     crossattn = LatentDiffusion(FIRST_STAGE, first_stage, UNET, concat_mode=False, use_ema=False)
@@ -211,5 +215,85 @@ def test_a_missing_or_idle_conditioning_is_named():
         build().apply_model(x, t, None)
     with pytest.raises(ValueError, match="does not take c_concat: leave it out"):
         build().apply_model(x, t, {"c_crossattn": [torch.zeros(2, 1, 8)], "c_concat": [x]})
-    with pytest.raises(ValueError, match="unconditional"):
-        build().get_learned_conditioning(["a star"])
+
+
+class Encoder(nn.Module):
+    """A conditioner with one weight, and a dropout that shows the mode it is in."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, c):
+        return self.dropout(c * self.weight)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """A function that builds a model in train() whose conditioner may be trained or not."""
+    monkeypatch.setattr(nn, "Foreign", Encoder, raising=False)
+    monkeypatch.setattr(Encoder, "__module__", "torch.nn")
+
+    def build(**changes):
+        settings = {"conditioning_key": "crossattn", "use_ema": False, "channels": 3, "image_size": 4} | changes
+        torch.manual_seed(0)
+        return LatentDiffusion(FIRST_STAGE, {"target": "torch.nn.Foreign"}, UNET, **settings).train()
+
+    return build
+
+
+def test_what_is_frozen_stays_in_eval_and_gets_no_gradient(trained):
+    model = trained()
+    assert model.training and model.model.training
+    assert not model.first_stage_model.training and not model.cond_stage_model.dropout.training
+    assert not any(p.requires_grad for p in model.cond_stage_model.parameters())
+    model = trained(cond_stage_trainable=True)
+    assert model.cond_stage_model.dropout.training and model.cond_stage_model.weight.requires_grad
+
+
+def test_forward_trains_the_conditioner_where_it_is_to_be_trained(trained):
+    x, c = torch.randn(4, 3, 4, 4), torch.randn(4, 1, 8)
+    model = trained(cond_stage_trainable=True)
+    for p in model.model.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # else the zero-initialised layers hide the conditioning
+    model(x, c)[0].backward()
+    assert model.cond_stage_model.weight.grad.abs().sum() > 0
+    assert trained()(x, c)[0].isfinite()  # a frozen one's output is given, not what goes into it
+
+
+def test_forward_asks_at_timesteps_all_over_the_schedule_one_for_each_sample(trained, monkeypatch):
+    model, asked = trained(timesteps=10), []
+    monkeypatch.setattr(model, "p_losses", lambda x, c, t: asked.append(t))
+    for _ in range(60):
+        model(torch.zeros(4, 3, 4, 4), None)
+    assert {tuple(t.shape) for t in asked} == {(4,)} and any(len(set(t.tolist())) > 1 for t in asked)
+    assert set(torch.cat(asked).tolist()) == set(range(10))
+
+
+def test_the_loss_is_the_square_or_the_absolute_error(trained):
+    x, noise = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 3.0)
+    t, c = torch.tensor([5, 900]), torch.zeros(2, 1, 8)
+    losses = []
+    for kind in ("l2", "l1"):
+        model = trained(loss_type=kind)
+        model.model.diffusion_model.forward = lambda x, t, context: torch.zeros_like(x)
+        losses.append(model.p_losses(x, c, t, noise)[0].item())
+    assert losses == pytest.approx([9.0, 3.0])
+    with pytest.raises(ValueError, match="loss_type='huber' is unknown; choose one of l2, l1"):
+        trained(loss_type="huber")
+
+
+@pytest.mark.parametrize("name, value", [("original_elbo_weight", 0.1), ("learn_logvar", True), ("l_simple_weight", 2)])
+def test_what_would_change_the_loss_is_refused_and_its_default_accepted(trained, name, value):
+    default = {"original_elbo_weight": 0.0, "learn_logvar": False, "l_simple_weight": 1.0}[name]
+    trained(**{name: default})
+    with pytest.raises(ValueError, match=f"{name}={value!r} is not supported"):
+        trained(**{name: value})
+
+
+@pytest.mark.parametrize("factor", [0, -1.0, "abc", None, True])
+def test_a_scale_factor_that_cannot_be_one_is_an_error(factor):
+    with pytest.raises(ValueError, match="give a number above 0"):
+        build(scale_factor=factor)
+

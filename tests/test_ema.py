@@ -73,3 +73,9 @@ def test_bad_averages_are_refused():
     clash.decay = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="the average of 'decay' would be called 'decay', which is taken"):
         LitEma(clash)
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.half(), lambda m: m.to(torch.bfloat16)])
+def test_half_precision_leaves_the_decay_alone(convert):
+    ema = convert(LitEma(nn.Linear(2, 2)))
+    assert ema.decay.item() == pytest.approx(0.9999) and ema.weight.dtype != torch.float32

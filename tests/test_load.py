@@ -1,5 +1,7 @@
 """A model takes the file's tensors as they are: nothing drawn first, nothing held twice, averages on request."""
 
+import copy
+
 import pytest
 import torch
 from _txt2img import CONFIG
@@ -142,3 +144,85 @@ def test_an_average_begins_at_the_weights_of_a_file_without_one(weights, tmp_pat
     assert torch.equal(shadow, network["diffusion_model.time_embed.0.weight"])
     assert shadow.data_ptr() != network["diffusion_model.time_embed.0.weight"].data_ptr()
     assert float(model.model_ema.decay) == pytest.approx(0.9999)
+
+
+# ------------------------------------------------------------------------------------------- what other tools write
+
+
+def betas_of(end):
+    from ldm.sampling import NoiseSchedule, make_beta_schedule
+
+    buffers = NoiseSchedule.from_betas(make_beta_schedule("linear", 100, 0.00085, end)).buffers()
+    return {name: torch.from_numpy(values).float() for name, values in buffers.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_files_own_schedule_is_used_whatever_precision_it_was_saved_in(weights, dtype, tmp_path):
+    other = betas_of(0.03)
+    file = {**weights, **{name: value.to(dtype) for name, value in other.items()}}
+    with pytest.warns(UserWarning, match="another noise schedule than the config's; the file's is used"):
+        model = load_model(small_config(), saved(tmp_path / "a.safetensors", file))
+    torch.testing.assert_close(model.alphas_cumprod, other["alphas_cumprod"], rtol=0, atol=1e-2)
+    assert model.alphas_cumprod.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_rounded_schedule_gives_way_to_the_configs_without_a_word(weights, dtype, tmp_path, recwarn):
+    own = betas_of(0.012)
+    file = {**weights, **{name: value.to(dtype) for name, value in own.items()}}
+    model = load_model(small_config(), saved(tmp_path / "a.safetensors", file))
+    assert torch.equal(model.alphas_cumprod, weights["alphas_cumprod"]) and not recwarn.list
+
+
+def test_a_wrappers_prefix_is_taken_off(weights, tmp_path):
+    file = {"module." + key: value for key, value in weights.items()}
+    model = load_model(small_config(), saved(tmp_path / "a.safetensors", file))
+    assert torch.equal(model.state_dict()["betas"], weights["betas"])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_quantized_weights_are_refused(weights, dtype, tmp_path):
+    key = "model.diffusion_model.out.2.weight"
+    with pytest.raises(CheckpointError, match=f"1 quantized.*{key}"):
+        load_model(small_config(), saved(tmp_path / "a.safetensors", {**weights, key: weights[key].to(dtype)}))
+
+
+def test_a_config_may_name_files_that_its_parts_began_from(weights, tmp_path):
+    config = copy.deepcopy(small_config(ckpt_path="nowhere/base.ckpt", ignore_keys=["betas"]))
+    config["model"]["params"]["first_stage_config"]["params"]["ckpt_path"] = "nowhere/kl.ckpt"
+    load_model(config, saved(tmp_path / "a.safetensors", weights))
+
+
+def test_one_stray_key_does_not_make_another_model_of_a_file(weights, tmp_path):
+    for key in ("lora_te_x.lora_up.weight", "denoiser.sigmas"):
+        with pytest.raises(CheckpointError, match=f"does not fit the config's model: 1 unexpected: {key}$"):
+            load_model(small_config(), saved(tmp_path / "a.safetensors", {**weights, key: torch.zeros(1)}))
+
+
+def test_names_from_a_file_reach_the_terminal_without_their_control_characters(weights, tmp_path):
+    with pytest.raises(CheckpointError) as error:
+        name = "\x1b[31m" + "x" * 999
+        load_model(small_config(), saved(tmp_path / "a.safetensors", {**weights, name: torch.zeros(1)}))
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def open_clip(layers, layer):
+    return {
+        "target": "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+        "params": {"layer": layer, "text_config": {"width": 16, "heads": 2, "layers": layers, "embed_dim": 16}},
+    }
+
+
+def test_what_stable_diffusion_2_never_uses_may_be_missing(tmp_path):
+    config = small_config(cond_stage_config=open_clip(3, "penultimate"))
+    weights = load_model(config).state_dict()
+    unused = ("text_projection", "logit_scale", "attn_mask", "resblocks.2.")
+    pruned = {key: value for key, value in weights.items() if not any(name in key for name in unused)}
+    assert len(pruned) < len(weights) - 10
+    whole, found = (
+        load_model(config, saved(tmp_path / f"{k}.safetensors", w)).get_learned_conditioning(["a star"])
+        for k, w in enumerate((weights, pruned))
+    )
+    assert torch.equal(whole, found)
+    with pytest.raises(CheckpointError, match="missing: .*resblocks.2"):
+        load_model(small_config(cond_stage_config=open_clip(3, "last")), tmp_path / "1.safetensors")

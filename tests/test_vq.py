@@ -180,3 +180,12 @@ def test_a_first_stage_that_gives_no_latent_is_named():
     model.first_stage_model = golden_weights(VQModel(**SMALL_VQ))
     with pytest.raises(ValueError, match="VQModel.encode returned a tuple.*VQModelInterface"):
         model.get_first_stage_encoding(model.encode_first_stage(randn(1, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_quantised_latents_are_codes_to_the_last_bit(dtype):
+    quantizer = VectorQuantizer(16, 3).to(dtype)
+    z = (30 * randn(2, 3, 4, 4)).to(dtype)
+    z_q, _, (_, _, indices) = quantizer(z)
+    codes = quantizer.embedding.weight[indices].view(2, 4, 4, 3).movedim(-1, 1)
+    assert torch.equal(z_q, codes)

@@ -2,7 +2,8 @@
 
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import Checkpoint, load_checkpoint, load_state_dict
-from ldm.checkpoint.load import config_of, identify, load_model, load_weights
+from ldm.checkpoint.identify import config_of, identify
+from ldm.checkpoint.load import load_model, load_weights
 from ldm.checkpoint.recognise import config_path
 from ldm.checkpoint.save import save_checkpoint
 

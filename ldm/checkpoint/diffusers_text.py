@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from ldm.checkpoint.diffusers_keys import nested, rename
 from ldm.checkpoint.diffusers_options import Options, read_json
 from ldm.checkpoint.errors import CheckpointError
+from ldm.modules.encoders.clip import unused_in_open_clip
 
 _MODULES = "ldm.modules.encoders.modules"
 _CLIP_VOCABULARY, _BERT_VOCABULARY = 49408, 30522
@@ -103,14 +103,10 @@ def _open_clip_weights(weights: dict[str, Tensor], layers: int) -> dict[str, Ten
     table = {"embeddings.token_embedding": "token_embedding", "final_layer_norm": "ln_final"}
     named = rename(weights, table | nested(blocks, _OPEN_CLIP_LAYER), "text encoder") | joined
     last, added = f"transformer.resblocks.{layers - 1}.", f"transformer.resblocks.{layers}."
-    named |= {added + k.removeprefix(last): torch.zeros_like(v) for k, v in named.items() if k.startswith(last)}
-    named |= {
-        "positional_embedding": positions,
-        "text_projection": torch.eye(width, dtype=positions.dtype),
-        "logit_scale": torch.tensor(math.log(1 / 0.07), dtype=positions.dtype),  # CLIP's initial value
-        "attn_mask": torch.full((length, length), -torch.inf, dtype=positions.dtype).triu(1),
-    }
-    return {f"model.{k}": v for k, v in named.items()}
+    unused = {added + k.removeprefix(last): v.shape for k, v in named.items() if k.startswith(last)}
+    unused |= {"text_projection": (width, width), "logit_scale": (), "attn_mask": (length, length)}
+    made_up = {name: unused_in_open_clip(name, tuple(shape)).to(positions.dtype) for name, shape in unused.items()}
+    return {f"model.{k}": v for k, v in (named | made_up | {"positional_embedding": positions}).items()}
 
 
 def _pop(weights: dict[str, Tensor], name: str) -> Tensor:

@@ -16,8 +16,9 @@ class RefusedError(CheckpointError):
 
 def some(names: Iterable[Any], limit: int = 5) -> str:
     """The first few of `names`, and how many more there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f", … and {len(names) - limit} more" if len(names) > limit else "")
+    names = list(names)
+    more = f", … and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown(str(name), 200) for name in names[:limit]) + more
 
 
 # The readers do not say which file it is: `load_checkpoint` puts its name in front.

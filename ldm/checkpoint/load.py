@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.errors import CheckpointError, some
 from ldm.checkpoint.files import Checkpoint, describe, load_checkpoint
-from ldm.checkpoint.recognise import config_path, predicts_v, recognise
+from ldm.checkpoint.identify import config_of
+from ldm.checkpoint.recognise import recognise
+from ldm.checkpoint.variants import averaged, with_average, with_schedule, with_unused, without_wrapper
 from ldm.modules.encoders.clip import rename_text_keys
 from ldm.util import instantiate_from_config
 
@@ -29,7 +30,6 @@ _HARMLESS_MISSING = re.compile(rf"(low_scale_model\.)?{_SCHEDULE}|model_ema\.(de
 # Few and small: copied, so that they do not hold the whole file in memory, and in the file's dtype, as the modules that
 # keep them in float32 see to that themselves.
 _SMALL = re.compile(rf"(low_scale_model\.)?({_SCHEDULE}|scale_factor$)|model_ema\.(decay|num_updates)$")
-_EMA = "model_ema."
 
 
 def load_model(
@@ -58,8 +58,9 @@ def load_model(
             raise ValueError("there is nothing to build: give a config, a checkpoint, or both")
         return _build(config).eval().to(device=device, dtype=dtype)
     opened = ckpt if isinstance(ckpt, Checkpoint) else load_checkpoint(ckpt)  # first: a bad file shows at once
-    config = config_of(opened) if config is None else config
-    weights = averaged(opened.weights, opened.path) if ema else opened.weights
+    config = _without_files(config_of(opened) if config is None else config)
+    weights = without_wrapper(opened.weights)
+    weights = averaged(weights, opened.path) if ema else weights
     model = _build_empty(config)
     load_weights(model, weights, opened.path, dtype=dtype)
     if any(tensor.is_meta for tensor in _tensors(model)):  # a foreign module has constants that no file holds
@@ -68,36 +69,11 @@ def load_model(
     return model.eval().to(device)
 
 
-def config_of(ckpt: Checkpoint) -> Mapping[str, Any]:
-    """The config of a checkpoint that is one of the released models, or a diffusers folder."""
-    found = identify(ckpt)
-    if not isinstance(found, str):
-        return found
-    from omegaconf import OmegaConf
-
-    return OmegaConf.load(config_path(found))
-
-
-def identify(ckpt: Checkpoint) -> str | Mapping[str, Any]:
-    """The name of the released config that a file fits (for `config_path`), or the config that a diffusers folder has.
-
-    Where the keys of two fit, Stable Diffusion 2's for eps and for v, the network is asked which it predicts: its
-    weights are read for that. CheckpointError where none fits.
-    """
-    if ckpt.config is not None:
-        return ckpt.config
-    names = recognise(ckpt.weights, ckpt.global_step)
-    if not names:
-        told = describe(ckpt.weights)
-        what = f"looks like {told}" if told else "is none of the released models known here"
-        remedy = "that cannot be run here" if told else "give the config that it was trained with"
-        raise CheckpointError(f"{ckpt.path!r} {what}; {remedy}")
-    eps, v = "stable-diffusion/v2-inference", "stable-diffusion/v2-inference-v"
-    if {eps, v} <= set(names):
-        from omegaconf import OmegaConf
-
-        return v if predicts_v(load_model(OmegaConf.load(config_path(v)), ckpt)) else eps
-    return names[0]
+def _without_files(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config without the files that its parts would begin from (`ckpt_path`): the checkpoint holds all of them."""
+    if not hasattr(config, "items"):
+        return config
+    return {k: _without_files(v) for k, v in config.items() if k not in ("ckpt_path", "ignore_keys")}
 
 
 def _build(config: Mapping[str, Any]) -> nn.Module:
@@ -122,22 +98,6 @@ def _tensors(model: nn.Module):
     yield from model.buffers()
 
 
-def averaged(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights with the network's replaced by their running average, which `LitEma` keeps under dotless names."""
-    names = _ema_names(weights)
-    missing = [name for name in names.values() if name not in weights]
-    if missing or not names:
-        found = f"{len(missing)} of its {len(names)} averages are missing" if len(missing) < len(names) else "none"
-        raise CheckpointError(f"{source!r} holds no averaged weights ({_EMA}*: {found}); load it without ema")
-    return {**weights, **{key: weights[name] for key, name in names.items()}}
-
-
-def _ema_names(weights: Mapping[str, Any]) -> dict[str, str]:
-    """model.a.b → model_ema.ab, for each weight of the network."""
-    keys = [key for key in weights if key.startswith("model.")]
-    return {key: _EMA + key.removeprefix("model.").replace(".", "") for key in keys}
-
-
 def load_weights(
     model: nn.Module, weights: Mapping[str, Tensor], source: str, *, dtype: torch.dtype | None = None
 ) -> None:
@@ -146,9 +106,11 @@ def load_weights(
     dtype: that of the parameters (None: the model's). CheckpointError, which names `source`, where they do not fit.
     """
     own = model.state_dict()
-    weights = _with_average(own, rename_text_keys(weights), source)
+    weights = with_average(own, rename_text_keys(weights), source)
+    penultimate = getattr(getattr(model, "cond_stage_model", None), "layer", None) == "penultimate"
+    weights = with_unused(own, weights, penultimate)
     _check_fit(model, own, weights, source)
-    _compare_schedules(own.get("betas"), weights.get("betas"), source)
+    weights = with_schedule(own, weights, source)
     if dtype is not None:
         model.to(dtype)
     kept = model.state_dict()  # after the cast: every tensor has the dtype that it is to have
@@ -161,45 +123,44 @@ def load_weights(
     model.load_state_dict(cast, strict=False, assign=empty)  # all else is accounted for
 
 
-def _compare_schedules(own: Tensor | None, given: Tensor | None, source: str) -> None:
-    if own is None or given is None or own.is_meta or torch.allclose(own, given.float(), rtol=1e-2):
-        return
-    said = f"{source!r} was trained with another noise schedule than the config's; its own is used"
-    warnings.warn(said, stacklevel=4)
-
-
-def _with_average(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
-    """A model that keeps an average, and a file without one: the average begins at the weights, as in training."""
-    if not any(key.startswith(_EMA) for key in own) or any(key.startswith(_EMA) for key in weights):
-        return weights
-    warnings.warn(f"{source!r} holds no averaged weights; the network's own are used instead", stacklevel=4)
-    average = {name: weights[key].clone() for key, name in _ema_names(weights).items() if name in own}
-    return {**weights, **average}
-
-
 def _check_fit(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    both = [key for key in own if key in weights]
     problems = {
         "missing": [k for k in own if k not in weights and not _HARMLESS_MISSING.match(k)],
         "unexpected": [k for k in weights if k not in own and not _HARMLESS_UNEXPECTED.match(k)],
         "of another shape": [
             f"{k} {tuple(weights[k].shape)}, the model's is {tuple(own[k].shape)}"
-            for k in own
-            if k in weights and weights[k].shape != own[k].shape
+            for k in both
+            if weights[k].shape != own[k].shape
+        ],
+        "quantized, or no numbers with a fraction": [
+            k for k in both if own[k].is_floating_point() and not weights[k].is_floating_point()
         ],
     }
-    if "scale_factor" in problems["unexpected"]:  # a config may say it, too; another value would spoil every picture
-        factor = getattr(model, "scale_factor", None)
-        if factor is None or abs(weights["scale_factor"].item() / factor - 1) < 1e-3:
-            problems["unexpected"].remove("scale_factor")
     if getattr(model, "cond_stage_model", None) is getattr(model, "first_stage_model", 0):  # the original saves both
         problems["unexpected"] = [k for k in problems["unexpected"] if not k.startswith("cond_stage_model.")]
+    if "scale_factor" in problems["unexpected"]:
+        problems["unexpected"].remove("scale_factor")
+        _check_scale_factor(model, weights["scale_factor"], source)
     found = "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
     if found:
-        raise CheckpointError(f"{source!r} does not fit the config's model ({found}); {_remedy(weights)}")
+        raise CheckpointError(f"{source!r} does not fit the config's model{_guess(own, weights)}: {found}")
 
 
-def _remedy(weights: Mapping[str, Tensor]) -> str:
-    if told := describe(weights):
-        return f"it looks like {told}"
-    names = recognise(weights)
-    return f"it looks like {' or '.join(names[:2])}" if names else "is it the config of this file?"
+def _check_scale_factor(model: nn.Module, stored: Tensor, source: str) -> None:
+    """A config may say it, too; another value would spoil every picture."""
+    factor = getattr(model, "scale_factor", None)
+    if stored.numel() != 1 or factor is not None and abs(stored.item() - factor) > 1e-3 * abs(factor):
+        said = f"{stored.item():.6g}" if stored.numel() == 1 else f"of shape {tuple(stored.shape)}"
+        raise CheckpointError(
+            f"{source!r}: its scale_factor is {said}, the config's {factor}; model.params.scale_by_std=true takes the"
+            " file's"
+        )
+
+
+def _guess(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """What the file may be instead, where hardly anything of it fits; else nothing, for then it is that model."""
+    if sum(key in weights and weights[key].shape == own[key].shape for key in own) > 0.9 * len(own):
+        return ""
+    names = [describe(weights)] if describe(weights) else recognise(weights)[:2]
+    return f"; it looks like {' or '.join(names)}" if names else "; is it the config of this file?"

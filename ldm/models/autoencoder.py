@@ -53,21 +53,24 @@ class AutoencoderKL(_Autoencoder):
     """The autoencoder whose latent is a Gaussian held near N(0, 1) (Rombach et al. 2022, section 3.1).
 
     `ddconfig` goes to `Encoder` and `Decoder`; latents have `embed_dim` channels and 1/f of the picture's size, f =
-    2**(len(ch_mult) − 1). `ckpt_path` loads weights, but for keys that begin with one of `ignore_keys`. `lossconfig`,
-    `image_key`, `colorize_nlabels` and `monitor` belong to CompVis' training: accepted, and no loss is built.
+    2**(len(ch_mult) − 1). `ckpt_path` loads weights, but for keys that begin with one of `ignore_keys`. What
+    comes after, and `lossconfig`, belongs to the original's training: accepted, and no loss is built.
     """
 
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
-        embed_dim: int,
         lossconfig: Mapping[str, Any] | None = None,
+        embed_dim: int | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
         colorize_nlabels: int | None = None,
         monitor: str | None = None,
+        ema_decay: float | None = None,
+        learn_logvar: bool = False,
     ) -> None:
+        _require(embed_dim=embed_dim)
         if not ddconfig.get("double_z", True):
             raise ValueError("double_z=False: the encoder must give a mean and a log-variance; set double_z: true")
         super().__init__(ddconfig, embed_dim, moments=2)
@@ -98,9 +101,8 @@ class VQModel(_Autoencoder):
         self,
         ddconfig: Mapping[str, Any],
         lossconfig: Mapping[str, Any] | None = None,
-        *,
-        n_embed: int,
-        embed_dim: int,
+        n_embed: int | None = None,
+        embed_dim: int | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
@@ -113,6 +115,7 @@ class VQModel(_Autoencoder):
         sane_index_shape: bool = False,
         use_ema: bool = False,
     ) -> None:
+        _require(n_embed=n_embed, embed_dim=embed_dim)
         if ddconfig.get("double_z", True):
             raise ValueError("double_z=True: a code has no variance; set double_z: false")
         super().__init__(ddconfig, embed_dim, moments=1)
@@ -153,6 +156,12 @@ class VQModelInterface(VQModel):
     def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
         """`h`: (B, embed_dim, h, w), quantised unless told otherwise; returns (B, 3, f·h, f·w)."""
         return super().decode(h if force_not_quantize else self.quantize(h)[0])
+
+
+def _require(**sizes: int | None) -> None:
+    """The original has them behind `lossconfig`, which is optional here."""
+    if missing := [name for name, size in sizes.items() if size is None]:
+        raise TypeError(f"give {' and '.join(missing)}: embed_dim is the latent's channels, n_embed the codes' number")
 
 
 class IdentityFirstStage(nn.Module):

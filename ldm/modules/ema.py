@@ -35,6 +35,13 @@ class LitEma(nn.Module):
                 self.m_name2s_name[name] = shadow
                 self.register_buffer(shadow, p.detach().clone())
 
+    def _apply(self, fn, recurse: bool = True) -> LitEma:
+        """Moves and casts the averages; `decay` is only moved, for in half precision 0.9999 is 1."""
+        decay = self.decay
+        super()._apply(fn, recurse)
+        self.decay = decay.to(self.decay.device)
+        return self
+
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Take the weights of `model` into the average. Nothing here waits for the device."""

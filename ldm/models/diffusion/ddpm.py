@@ -148,6 +148,11 @@ class LatentUpscaleDiffusion(LatentDiffusion):
         self.low_scale_model = instantiate_from_config(low_scale_config).eval().requires_grad_(False)
         self.low_scale_key, self.noise_level_key = low_scale_key, noise_level_key
 
+    def train(self, mode: bool = True) -> LatentUpscaleDiffusion:
+        super().train(mode)
+        self.low_scale_model.eval()
+        return self
+
     @torch.no_grad()
     def get_input(
         self,

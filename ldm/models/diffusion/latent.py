@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.autoencoder import VQModelInterface
+from ldm.models.diffusion.batches import Batches
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.diffusionmodules.scheduled import ScheduledModule
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
@@ -19,15 +20,19 @@ from ldm.sampling.schedule import make_beta_schedule, q_sample
 from ldm.util import instantiate_from_config
 
 # What the original's configs say to its trainer: no meaning here, so accepted and left alone.
-_TRAINING_ONLY = frozenset(
-    "num_timesteps_cond log_every_t monitor scheduler_config loss_type original_elbo_weight l_simple_weight "
-    "v_posterior clip_denoised learn_logvar logvar_init use_positional_encodings".split()
-)
-_CLASS_KEYS = ("class_label", "cls")  # what the original calls labels,
-_TEXT_KEYS = ("caption", "txt", "coordinates_bbox")  # and what it hands to the encoder as it is
+_TRAINING_ONLY = frozenset("log_every_t monitor scheduler_config clip_denoised".split())
+# What would change its loss, by the value that changes nothing: any other is refused.
+_UNCHANGED = {
+    "num_timesteps_cond": (None, 1), "original_elbo_weight": (0,), "l_simple_weight": (1,), "learn_logvar": (False,),
+    "logvar_init": (0,), "use_positional_encodings": (False,), "v_posterior": (0,), "force_null_conditioning": (False,),
+    "ckpt_path": (None,), "ignore_keys": (None, []), "load_only_unet": (False,), "reset_ema": (False,),
+    "reset_num_ema_updates": (False,), "make_it_fit": (False,), "ucg_training": (None,),
+}  # fmt: skip
+_CAPTION_KEYS = ("caption", "txt")
+_ERRORS = {"l2": torch.square, "l1": torch.abs}
 
 
-class LatentDiffusion(ScheduledModule):
+class LatentDiffusion(Batches, ScheduledModule):
     """Diffusion over the latents of `first_stage_config`, conditioned on the output of `cond_stage_config`.
 
     Parameters are the original's and their defaults too. `linear_start`, `linear_end`, `timesteps`, `beta_schedule`
@@ -35,8 +40,8 @@ class LatentDiffusion(ScheduledModule):
     `conditioning_key` how it is conditioned (None: "concat", or "crossattn" where `concat_mode` is false);
     `scale_factor` brings the latents to about unit variance, and with `scale_by_std` it is measured in training and
     kept in the checkpoint; `image_size` and `channels` are those of the latents; `cond_stage_forward` names the
-    conditioner's method to call, `encode` by default. `min_snr_gamma` weighs the loss (Hang et al. 2023; 5 is usual),
-    None leaves it even in the network's own target.
+    conditioner's method to call, `encode` by default. `loss_type` is "l2" or "l1"; `min_snr_gamma` weighs the loss
+    (Hang et al. 2023; 5 is usual), None leaves it even in the network's own target.
     """
 
     def __init__(
@@ -63,18 +68,20 @@ class LatentDiffusion(ScheduledModule):
         channels: int = 3,
         use_ema: bool = True,
         cond_stage_forward: str | None = None,
+        loss_type: str = "l2",
         min_snr_gamma: float | None = None,
         **training_only: Any,
     ):
         super().__init__()
-        if unknown := sorted(set(training_only) - _TRAINING_ONLY):
-            raise TypeError(f"LatentDiffusion has no parameter {', '.join(unknown)}; check the config's model.params")
+        _check_training(training_only, loss_type)
         if parameterization not in PARAMETERIZATIONS:
             choices = ", ".join(PARAMETERIZATIONS)
             raise ValueError(f"parameterization={parameterization!r} is unknown; choose one of {choices}")
-        if conditioning_key is None and cond_stage_config != "__is_unconditional__":
-            conditioning_key = "concat" if concat_mode else "crossattn"  # the original's rule
-        self.parameterization, self.min_snr_gamma = parameterization, min_snr_gamma
+        if cond_stage_config == "__is_unconditional__":  # the original's rules
+            conditioning_key = None
+        elif conditioning_key is None:
+            conditioning_key = "concat" if concat_mode else "crossattn"
+        self.parameterization, self.min_snr_gamma, self.loss_type = parameterization, min_snr_gamma, loss_type
         self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
         self.image_size, self.channels = image_size, channels
         self.cond_stage_forward = cond_stage_forward
@@ -93,10 +100,20 @@ class LatentDiffusion(ScheduledModule):
             self.cond_stage_model = instantiate_from_config(cond_stage_config)
         if self.cond_stage_model is not None and not cond_stage_trainable:
             self.cond_stage_model.eval().requires_grad_(False)
+        if isinstance(scale_factor, bool) or not isinstance(scale_factor, int | float) or not scale_factor > 0:
+            raise ValueError(f"scale_factor={scale_factor!r}: give a number above 0 (Stable Diffusion's is 0.18215)")
         if scale_by_std:
             self._register_float32("scale_factor", scale_factor)
         else:
             self.scale_factor = scale_factor
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """What is frozen stays in eval(), whatever the mode."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        if self.cond_stage_model is not None and not self.cond_stage_trainable:
+            self.cond_stage_model.eval()
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -142,17 +159,21 @@ class LatentDiffusion(ScheduledModule):
         """What the user says (captions, labels, pictures) → what the network is conditioned on."""
         if self.cond_stage_model is None:
             raise ValueError("this model is unconditional: it has no cond_stage_model to encode a conditioning with")
-        encode = getattr(self.cond_stage_model, self.cond_stage_forward or "encode", self.cond_stage_model)
+        if self.cond_stage_forward is not None:
+            encode = getattr(self.cond_stage_model, self.cond_stage_forward)
+        else:
+            encode = getattr(self.cond_stage_model, "encode", self.cond_stage_model)
         encoded = encode(c)
         return encoded.mode() if isinstance(encoded, DiagonalGaussianDistribution) else encoded
 
+    @torch.no_grad()
     def get_unconditional_conditioning(self, batch_size: int, null_label: Any = None) -> Any:
         """The conditioning that says nothing, `batch_size` times: of `null_label` (a caption, a batch of one), or else
         the conditioner's own, or else of the empty caption."""
         own = getattr(self.cond_stage_model, "get_unconditional_conditioning", None)
         if null_label is None and own is not None:
             return self.get_learned_conditioning(own(batch_size, device=self.device))
-        if null_label is None and self.cond_stage_key in _TEXT_KEYS:
+        if null_label is None and self.cond_stage_key in _CAPTION_KEYS:
             null_label = ""
         if null_label is None:
             raise ValueError(f"nothing is known to stand for no {self.cond_stage_key!r}; pass null_label")
@@ -162,60 +183,6 @@ class LatentDiffusion(ScheduledModule):
         if isinstance(c, (list, tuple)):
             return [_repeat(each, batch_size) for each in c]
         return _repeat(c, batch_size)
-
-    @torch.no_grad()
-    def get_input(
-        self,
-        batch: Mapping[str, Any],
-        k: str,
-        return_first_stage_outputs: bool = False,
-        force_c_encode: bool = False,
-        cond_key: str | None = None,
-        return_original_cond: bool = False,
-        bs: int | None = None,
-        return_x: bool = False,
-    ) -> list[Any]:
-        """A batch of a data loader → [latents, conditioning], and what else is asked for.
-
-        `batch[k]`: pictures (B, H, W, 3) or (B, H, W) in [−1, 1]; `batch[cond_key]`, by default that of
-        `cond_stage_key`: captions, labels or pictures, encoded unless the conditioner is being trained (`forward`
-        encodes them then; `force_c_encode` does it here). `bs` takes the first so many. Appended, in this order: the
-        pictures and their reconstruction; the pictures (`return_x`); the conditioning before it was encoded.
-        """
-        x = self.pictures(batch, k, bs)
-        z = self.get_first_stage_encoding(self.encode_first_stage(x))
-        c = said = None
-        if self.model.conditioning_key is not None:
-            c = said = self._said(batch, cond_key or self.cond_stage_key, bs)
-            if force_c_encode or not self.cond_stage_trainable:
-                c = self.get_learned_conditioning(said)
-        outputs = [z, c]
-        if return_first_stage_outputs:
-            outputs += [x, self.decode_first_stage(z)]
-        if return_x:
-            outputs.append(x)
-        if return_original_cond:
-            outputs.append(said)
-        return outputs
-
-    def entry(self, batch: Mapping[str, Any], key: str, bs: int | None = None) -> Any:
-        """The first `bs` of `batch[key]`: text as it is, all else as a tensor on the model's device."""
-        if key not in batch:
-            raise KeyError(f"the batch has no {key!r}, only {', '.join(batch)}; name the right one in the config")
-        value = batch[key][:bs]
-        return value if key in _TEXT_KEYS and not isinstance(value, Tensor) else torch.as_tensor(value).to(self.device)
-
-    def pictures(self, batch: Mapping[str, Any], key: str, bs: int | None = None) -> Tensor:
-        """`batch[key]`, (B, H, W, C) or (B, H, W) as data loaders give it → (B, C, H, W), float32, on the device."""
-        x = self.entry(batch, key, bs)
-        x = x[..., None] if x.ndim == 3 else x
-        return x.movedim(-1, 1).float().contiguous()
-
-    def _said(self, batch: Mapping[str, Any], key: str, bs: int | None) -> Any:
-        """What `batch[key]` says, in the form that the conditioner takes."""
-        if key in _CLASS_KEYS:
-            return {key: self.entry(batch, key, bs)}
-        return self.entry(batch, key, bs) if key in _TEXT_KEYS else self.pictures(batch, key, bs)
 
     # ------------------------------------------------------------------------------------------------------ diffusion
 
@@ -230,7 +197,7 @@ class LatentDiffusion(ScheduledModule):
     def p_losses(
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss at timesteps t, and what to log: mean squared error in what the network predicts."""
+        """The training loss at timesteps t, and what to log: the mean error in what the network predicts."""
         noise = torch.randn_like(x_start) if noise is None else noise
         alpha_bar = self._alpha_bar(t, x_start)
         target = {
@@ -239,7 +206,7 @@ class LatentDiffusion(ScheduledModule):
             "v": alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_start,
         }[self.parameterization]
         output = self.apply_model(q_sample(x_start, alpha_bar, noise), t, cond)
-        error = (output.float() - target).square().flatten(1).mean(1)
+        error = _ERRORS[self.loss_type](output.float() - target).flatten(1).mean(1)
         loss = (error * self._loss_weight(alpha_bar.flatten())).mean()
         prefix = "train" if self.training else "val"
         return loss, {f"{prefix}/loss_simple": error.mean().detach(), f"{prefix}/loss": loss.detach()}
@@ -274,3 +241,14 @@ class LatentDiffusion(ScheduledModule):
 
 def _repeat(x: Tensor, times: int) -> Tensor:
     return x.expand(times, *x.shape[1:])
+
+
+def _check_training(given: Mapping[str, Any], loss_type: str) -> None:
+    """What a config says for a training: nothing that would be done otherwise here goes unsaid."""
+    if unknown := sorted(set(given) - _TRAINING_ONLY - set(_UNCHANGED)):
+        raise TypeError(f"LatentDiffusion has no parameter {', '.join(unknown)}; check the config's model.params")
+    for name, value in given.items():
+        if name in _UNCHANGED and value not in _UNCHANGED[name]:
+            raise ValueError(f"{name}={value!r} is not supported here; leave it out, or at {_UNCHANGED[name][-1]!r}")
+    if loss_type not in _ERRORS:
+        raise ValueError(f"loss_type={loss_type!r} is unknown; choose one of {', '.join(_ERRORS)}")

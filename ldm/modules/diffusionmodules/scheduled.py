@@ -50,7 +50,7 @@ class ScheduledModule(nn.Module):
         for name in self._in_float32:
             stored = state_dict.get(prefix + name)
             if stored is not None and stored.dtype != torch.float32:
-                halved = stored.dtype in (torch.float16, torch.bfloat16) and name in self._schedule
+                halved = stored.dtype.itemsize < 4 and name in self._schedule
                 state_dict[prefix + name] = getattr(self, name) if halved else stored.float()
         super()._load_from_state_dict(state_dict, prefix, *args)
 

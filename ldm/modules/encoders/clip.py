@@ -288,3 +288,12 @@ class OpenCLIPTextModel(nn.Module):
         blocks = self.transformer.resblocks
         x = _run(tokens, self.token_embedding, self.positional_embedding, blocks[: len(blocks) - skip])
         return self.ln_final(x)
+
+
+def unused_in_open_clip(name: str, shape: tuple[int, ...]) -> Tensor:
+    """For a weight of `OpenCLIPTextModel` that a file lacks and nothing uses; a block of zeros passes on its input."""
+    if name == "attn_mask":
+        return torch.full(shape, -math.inf).triu(1)
+    if name == "logit_scale":
+        return torch.tensor(math.log(1 / 0.07))
+    return torch.eye(*shape) if name == "text_projection" else torch.zeros(shape)

@@ -50,6 +50,10 @@ class ClassEmbedder(AbstractEncoder):
         """Labels 0 … n_classes − 1, (B,), or a batch that has them under `key`; returns (B, 1, embed_dim)."""
         return self.embedding(self._labels(batch, self.key if key is None else key)[:, None])
 
+    def get_unconditional_conditioning(self, batch_size: int, device: torch.device | str | None = None) -> dict:
+        """The last class, which stands for none in models that were trained for guidance, as a batch."""
+        return {self.key: torch.full((batch_size,), self.n_classes - 1, device=device)}
+
     def _labels(self, batch: Mapping[str, Any] | Tensor | Sequence[int] | int, key: str) -> Tensor:
         if isinstance(batch, Mapping):
             if key not in batch:
@@ -168,7 +172,7 @@ class SpatialRescaler(AbstractEncoder):
         """(B, in_channels, H, W) → (B, out_channels, multiplierⁿ H, multiplierⁿ W)."""
         for _ in range(self.n_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
-        return x if self.channel_mapper is None else self.channel_mapper(x)
+        return x if self.channel_mapper is None else self.channel_mapper(x.to(self.channel_mapper.weight.dtype))
 
 
 class FrozenCLIPEmbedder(AbstractEncoder):

@@ -52,7 +52,7 @@ class VectorQuantizer(nn.Module):
         commitment = (z_q.detach() - z).square().mean()
         codebook = (z_q - z.detach()).square().mean()
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
-        z_q = z + (z_q - z).detach()
+        z_q = z_q.detach() + (z - z.detach())  # in this order the value is exactly the code's
         if self.sane_index_shape:
             indices = indices.view(rows.shape[:-1])
         return z_q, loss, (None, None, indices)
