@@ -156,3 +156,22 @@ class AttentionBlock(nn.Module):
             q, k, v = (part.flatten(2) for part in qkv.unflatten(-1, (self.num_heads, -1)).chunk(3, dim=-1))
         h = multi_head_attention(q, k, v, self.num_heads)
         return x + self.proj_out(h.transpose(1, 2)).unflatten(2, x.shape[2:])
+
+
+def as_labels(y: Tensor, embedding: nn.Module) -> Tensor:
+    """What `embedding` takes of `y`: classes (B,), or vectors (B, width) in its dtype; (B,) will do for a width of 1.
+
+    ValueError where it would not fit; a class beyond the last is told only where reading it does not wait for a device.
+    """
+    if isinstance(embedding, nn.Embedding):
+        classes = embedding.num_embeddings
+        if y.ndim != 1 or y.is_floating_point():
+            raise ValueError(f"y is {y.dtype} of shape {tuple(y.shape)}; give class numbers, one for each sample")
+        if y.device.type == "cpu" and len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+            raise ValueError(f"y has classes from {y.min()} to {y.max()}; this network knows 0 to {classes - 1}")
+        return y.long()
+    first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Linear))
+    y = y[:, None] if y.ndim == 1 and first.in_features == 1 else y
+    if y.ndim != 2 or y.shape[1] != first.in_features:
+        raise ValueError(f"y has shape {tuple(y.shape)}; this network takes (B, {first.in_features})")
+    return y.to(first.weight.dtype)

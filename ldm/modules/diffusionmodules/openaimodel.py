@@ -16,6 +16,7 @@ from ldm.modules.diffusionmodules.blocks import (
     TimestepBlock,
     TimestepEmbedSequential,
     Upsample,
+    as_labels,
 )
 from ldm.modules.diffusionmodules.util import conv_nd, linear, normalization, timestep_embedding, zero_module
 
@@ -208,7 +209,7 @@ class UNetModel(nn.Module):
         self._check(x, timesteps, context, y)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.dtype))
         if y is not None:
-            emb = emb + self.label_emb(y if isinstance(self.label_emb, nn.Embedding) else y.to(self.dtype))
+            emb = emb + self.label_emb(as_labels(y, self.label_emb).to(emb.device))
         if context is not None:
             context = context.to(self.dtype)
         h = x.to(self.dtype)
