@@ -1,6 +1,7 @@
 """A model takes the file's tensors as they are: nothing drawn first, nothing held twice, averages on request."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from _txt2img import CONFIG
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import CheckpointError, load_checkpoint, load_model
+from ldm.checkpoint import Checkpoint, CheckpointError, identify, load_checkpoint, load_model
 from ldm.util import instantiate_from_config
 
 
@@ -226,3 +227,73 @@ def test_what_stable_diffusion_2_never_uses_may_be_missing(tmp_path):
     assert torch.equal(whole, found)
     with pytest.raises(CheckpointError, match="missing: .*resblocks.2"):
         load_model(small_config(cond_stage_config=open_clip(3, "last")), tmp_path / "1.safetensors")
+
+
+def test_no_two_weights_share_memory(weights, tmp_path):
+    """A file may hold one tensor under two names, and an average taken for the weights is still the average."""
+    one = torch.randn(2, 2)
+    file = {"0.weight": one, "1.weight": one, "0.bias": torch.zeros(2), "1.bias": torch.zeros(2)}
+    torch.save(file, tmp_path / "a.ckpt")
+
+    class Two(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(2, 2), nn.Linear(2, 2))
+
+    Two.__module__, nn.Two = "torch.nn", Two
+    try:
+        model = load_model({"model": {"target": "torch.nn.Two"}}, tmp_path / "a.ckpt")
+    finally:
+        del nn.Two
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    assert torch.equal(model[1].weight, one)
+
+    path = saved(tmp_path / "b.safetensors", with_average(weights, 1))
+    model = load_model(small_config(use_ema=True), path, ema=True)
+    parameter = dict(model.model.named_parameters())["diffusion_model.time_embed.0.weight"]
+    average = model.model_ema.diffusion_modeltime_embed0weight
+    assert torch.equal(parameter, average) and parameter.data_ptr() != average.data_ptr()
+
+
+def test_a_missing_parameter_is_missing_whatever_its_name(tmp_path, monkeypatch):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log_temperature = nn.Parameter(torch.zeros(1))
+            self.layer = nn.Linear(1, 1)
+
+    monkeypatch.setattr(nn, "Foreign", Model, raising=False)
+    monkeypatch.setattr(Model, "__module__", "torch.nn")
+    path = saved(tmp_path / "a.safetensors", {"layer.weight": torch.zeros(1, 1), "layer.bias": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="1 missing: log_temperature"):
+        load_model({"model": {"target": "torch.nn.Foreign"}}, path)
+
+
+def test_a_first_stage_that_conditions_may_have_been_saved_twice_and_nothing_else_may(weights, tmp_path):
+    twice = {"cond_stage_model." + k[18:]: v.clone() for k, v in weights.items() if k.startswith("first_stage_model.")}
+    network = {k: v for k, v in weights.items() if not k.startswith("cond_stage_model.")}
+    config = small_config(cond_stage_config="__is_first_stage__")
+    load_model(config, saved(tmp_path / "a.safetensors", {**network, **twice}))
+    with pytest.raises(CheckpointError, match="unexpected: cond_stage_model.encoder"):
+        load_model(small_config(), saved(tmp_path / "b.safetensors", {**weights, **twice}))
+
+
+def test_some_averages_are_not_enough_for_a_model_that_keeps_them(weights, tmp_path):
+    partly = with_average(weights, 1)
+    del partly["model_ema.diffusion_modeltime_embed0weight"]
+    with pytest.raises(CheckpointError, match="1 missing: model_ema.diffusion_modeltime_embed0weight"):
+        load_model(small_config(use_ema=True), saved(tmp_path / "a.safetensors", partly))
+
+
+def test_the_model_goes_where_it_is_asked_to(weights, tmp_path):
+    model = load_model(small_config(), saved(tmp_path / "a.safetensors", weights), device="meta")
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("says_v", [True, False])
+def test_stable_diffusion_2_is_what_its_network_says(says_v, monkeypatch):
+    module = sys.modules[identify.__module__]
+    monkeypatch.setattr(module, "recognise", lambda *_: [module._V, module._EPS])
+    monkeypatch.setattr(module, "_network", lambda *_: None)
+    monkeypatch.setattr(module, "predicts_v", lambda _: says_v)
+    assert identify(Checkpoint({}, "torch")) == "stable-diffusion/v2-inference" + ("-v" if says_v else "")

@@ -48,8 +48,9 @@ def load_model(
     the file holds beside the others.
 
     The model takes the file's tensors: in their own dtype and on the CPU they stay mapped from the file, so nothing is
-    read before it is used, and nothing is held twice. The file must fit: CheckpointError lists keys that are missing,
-    unexpected or of another shape, all but the known harmless ones.
+    read before it is used, and nothing is held twice. (So two models of one opened Checkpoint share their weights.)
+    The file must fit: CheckpointError lists keys that are missing, unexpected or of another shape, all but the known
+    harmless ones.
     """
     if config is not None and "model" not in config:
         raise ValueError(f"the config has no 'model' section (it has: {some(config)})")
@@ -120,13 +121,23 @@ def load_weights(
         if key in kept
     }
     empty = any(tensor.is_meta for tensor in own.values())
-    model.load_state_dict(cast, strict=False, assign=empty)  # all else is accounted for
+    model.load_state_dict(_apart(cast) if empty else cast, strict=False, assign=empty)  # all else is accounted for
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, none of which shares its memory with another: a step of training must not move both."""
+    taken, apart = set(), {}
+    for key, value in weights.items():
+        place = value.untyped_storage().data_ptr()
+        apart[key] = value.clone() if value.numel() and place in taken else value
+        taken.add(place)
+    return apart
 
 
 def _check_fit(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
-    both = [key for key in own if key in weights]
+    both, learned = [key for key in own if key in weights], dict(model.named_parameters())
     problems = {
-        "missing": [k for k in own if k not in weights and not _HARMLESS_MISSING.match(k)],
+        "missing": [k for k in own if k not in weights and (k in learned or not _HARMLESS_MISSING.match(k))],
         "unexpected": [k for k in weights if k not in own and not _HARMLESS_UNEXPECTED.match(k)],
         "of another shape": [
             f"{k} {tuple(weights[k].shape)}, the model's is {tuple(own[k].shape)}"
