@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _mixture import MixtureModel, rms, two_modes
 from _small_model import X_T, C, Model, U, run
 
 from ldm.sampling import DDIMSampler
@@ -149,3 +150,92 @@ def test_decode_and_encode_tell_an_array_how_to_become_a_tensor():
         sampler.decode(X_T.numpy(), None, 5)
     with pytest.raises(TypeError, match="x0 is a ndarray.*torch.from_numpy"):
         sampler.encode(X_T.numpy(), None, 5)
+
+
+# refinement
+
+
+def there_and_back(sampler, x0, s, refine, c=None, **options):
+    sampler.make_schedule(s, verbose=False)
+    x, _ = sampler.encode(x0, c, s, refine=refine, **options)
+    return (sampler.decode(x, c, s, **options) - x0).abs().max().item()
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_without_refinement_encode_is_what_it_was_and_asks_once_a_step(kind):
+    sampler = DDIMSampler(Model(kind))
+    sampler.make_schedule(10, verbose=False)
+    plain, _ = sampler.encode(X_T, C, 10)
+    calls = list(sampler.model.calls)
+    assert torch.equal(sampler.encode(X_T, C, 10, refine=0)[0], plain)
+    assert sampler.model.calls == calls * 2 and len(calls) == 10
+    del sampler.model.calls[:]
+    sampler.encode(X_T, C, 10, refine=2)
+    assert sampler.model.calls == [call for call in calls for _ in range(3)], "each at the step's own timestep"
+
+
+@pytest.mark.parametrize("kind, s, enough", [("eps", 10, 20), ("v", 10, 12), ("x0", 50, 32)])
+def test_refined_encoding_is_undone_to_rounding(kind, s, enough):
+    sampler, x0 = DDIMSampler(Model(kind)), X_T.double()
+    errors = [there_and_back(sampler, x0, s, n, C) for n in (0, 1, 2, 3, 4)]
+    assert all(after < 0.55 * before for before, after in zip(errors, errors[1:])), errors
+    assert there_and_back(sampler, x0, s, enough, C) < 1e-10 < errors[0]
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_on_the_exact_denoiser_each_refinement_gains_more_where_steps_are_shorter(kind):
+    mix = two_modes()
+    x0, sampler = mix.sample(16, 1.0, torch.Generator().manual_seed(5)), DDIMSampler(MixtureModel(mix, kind))
+    gains = []
+    for s in (20, 50, 200):
+        errors = [there_and_back(sampler, x0, s, n) for n in (1, 3)]
+        gains.append(errors[0] / errors[1])
+    assert 5 < gains[0] and 3 * gains[0] < 3 * gains[1] < gains[2], gains
+    assert there_and_back(sampler, x0, 50, 15) < 1e-10
+
+
+def test_refinement_goes_with_guidance_rescale_and_interval():
+    sampler = DDIMSampler(Stretched())
+    guidance = {"unconditional_guidance_scale": 2.0, "unconditional_conditioning": U, "guidance_rescale": 0.5}
+    options = guidance | {"guidance_interval": (20, 80)}
+    errors = [there_and_back(sampler, X_T.double(), 40, n, C, **options) for n in (0, 2, 20)]
+    assert errors[2] < 1e-10 < errors[1] < 0.1 * errors[0], errors
+
+
+@pytest.mark.parametrize("kind", ["v", "x0"])
+def test_refinement_reaches_pure_noise_and_comes_back_where_the_network_tells(kind):
+    """At zero terminal SNR the last step up forgets nothing of v; decode starts from alpha-bar 0."""
+    sampler = DDIMSampler(Model(kind, zero_snr=True))
+    sampler.make_schedule(50, "trailing", verbose=False)
+    x, _ = sampler.encode(X_T.double(), C, 50, refine=40)
+    assert sampler.levels().alpha_bar[-1] == 0 and rms(sampler.decode(x, C, 50) - X_T) < 1e-10
+
+
+def test_refinement_of_part_of_the_way_and_of_the_original_steps():
+    sampler = DDIMSampler(Model("v"))
+    sampler.make_schedule(20, verbose=False)
+    for steps, original in ((8, False), (60, True)):
+        x, _ = sampler.encode(X_T.double(), C, steps, original, refine=12)
+        assert (sampler.decode(x, C, steps, use_original_steps=original) - X_T).abs().max() < 1e-10
+
+
+def test_refinement_that_diverges_is_told_of():
+    class Steep(Model):
+        def apply_model(self, x, t, c):
+            return torch.sin(20 * x)
+
+    sampler = DDIMSampler(Steep())
+    sampler.make_schedule(5, verbose=False)
+    with pytest.warns(UserWarning, match="refine went away from a solution at . of 5 steps.*more steps S") as caught:
+        sampler.encode(X_T, None, 5, refine=3)
+    assert {w.filename for w in caught} == {__file__}
+
+
+@pytest.mark.parametrize("refine", [-1, 1.5, "abc", None])
+def test_a_number_of_refinements_that_cannot_be_is_refused(refine):
+    sampler = DDIMSampler(Model())
+    sampler.make_schedule(5, verbose=False)
+    with pytest.raises(ValueError, match=f"refine = {refine!r}: give a number of iterations"):
+        sampler.encode(X_T, None, 5, refine=refine)
+    with pytest.raises(TypeError, match="'refin': did you mean refine"):
+        sampler.encode(X_T, None, 5, refin=1)

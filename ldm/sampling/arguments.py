@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from .guidance import Conditioning
+from .timesteps import WITH_OFFSET
 from .values import as_interval, check_numbers
 
 
@@ -20,10 +22,15 @@ from .values import as_interval, check_numbers
 class Options:
     """What `DDIMSampler.sample` takes beyond CompVis' arguments, and the constructor as defaults for it.
 
-    The timesteps, for `make_schedule`:
+    The timesteps and their noise levels, for `make_schedule`:
       ddim_discretize    "uniform", "compvis", "quad", "leading", "trailing" or "linspace" (timesteps.py)
+      steps_offset       the first timestep, where not the spacing's own: 0 of "leading", 1 of "uniform", "compvis"
+                         and "quad"; the other spacings have none
       timesteps          a list of S timesteps, in either order, instead of a spacing
       final_alpha        ᾱ where the last step ends: "first" (that of timestep 0, CompVis) or "one" (no noise at all)
+      betas              T betas instead of the model's
+      zero_terminal_snr  rescale the betas so that the last ᾱ is 0 (Lin et al. 2023, algorithm 1): for v and x0 models
+      sigma              "small", η times DDPM's posterior (eq. 16), or "large", DDPM's σ̂ = √(1 − ᾱ/ᾱ_prev), for η = 1
     The noise:
       generator          one torch.Generator, or a list with one for each sample
       seeds              one int for each sample: a sample is then the same alone and in any batch
@@ -33,6 +40,8 @@ class Options:
       guidance_interval  (lo, hi) in timesteps, such as (200, 800): guide only there (Kynkäänniemi et al. 2024)
       batch_guidance     False asks the model for cond and uncond one after the other: half the memory
       clip_x0            True or a limit: clamp the predicted x0 to ±1 or ±limit at each step
+      dynamic_threshold_max  the most that `dynamic_threshold` divides x0 by, 1 or more; no limit unless given
+      rederive_eps       derive eps again from x0 as limited or quantised, so that the two agree about x_t (GLIDE)
     The rest:
       blend_final        with a mask: put x0 back into the known region, exactly, after the last step
       progress           show a bar; None does what `verbose` says
@@ -41,6 +50,10 @@ class Options:
     ddim_discretize: str = "uniform"
     timesteps: Sequence[int] | None = None
     final_alpha: str = "first"
+    steps_offset: int | None = None
+    betas: Sequence[float] | None = None
+    zero_terminal_snr: bool = False
+    sigma: str = "small"
     generator: Generator | Sequence[Generator] | None = None
     seeds: Sequence[int] | None = None
     noise_device: torch.device | str | None = None
@@ -48,13 +61,18 @@ class Options:
     guidance_interval: tuple[float, float] | None = None
     batch_guidance: bool = True
     clip_x0: bool | float = False
+    dynamic_threshold_max: float = math.inf
+    rederive_eps: bool = False
     blend_final: bool = False
     progress: bool | None = None
 
     def __post_init__(self) -> None:
         if self.final_alpha not in ("first", "one"):
             raise ValueError(f'final_alpha = {self.final_alpha!r}: choose "first" (ᾱ of timestep 0) or "one"')
-        check_numbers(guidance_rescale=self.guidance_rescale, clip_x0=self.clip_x0)
+        if self.sigma not in ("small", "large"):
+            raise ValueError(f'sigma = {self.sigma!r}: choose "small" (eta decides) or "large" (DDPM\'s σ̂)')
+        numbers = ("steps_offset", "guidance_rescale", "clip_x0", "dynamic_threshold_max")
+        check_numbers(**without_none(**{name: getattr(self, name) for name in numbers}))
         if self.guidance_interval is not None:
             as_interval(self.guidance_interval)
 
@@ -66,7 +84,12 @@ class Options:
         if "timesteps" in given and "ddim_discretize" in given:
             warn("ddim_discretize has no effect: timesteps are given")
         displaced = {partner: None for name, partner in EXCLUDES.items() if name in given}
-        return dataclasses.replace(self, **displaced | given)
+        options = dataclasses.replace(self, **displaced | given)
+        if idle := idle_offset(options.steps_offset, options.timesteps, options.ddim_discretize):
+            if "steps_offset" in given:
+                warn(idle)
+            options = dataclasses.replace(options, steps_offset=None)
+        return options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +114,9 @@ class Request:
 
 # What an option displaces where that one was said earlier, such as in the constructor.
 EXCLUDES = {"ddim_discretize": "timesteps", "seeds": "generator", "generator": "seeds"}
+
+# The options that `make_schedule` takes: they are spent before a run starts.
+SCHEDULE = ("ddim_discretize", "steps_offset", "timesteps", "final_alpha", "betas", "zero_terminal_snr", "sigma")
 
 # The options that `encode` takes.
 ENCODES = {"guidance_rescale", "guidance_interval", "batch_guidance", "progress"}
@@ -120,6 +146,14 @@ def refuse_unknown(unknown: Collection[str], known: Collection[str], where: str)
         raise TypeError(f"{where} has no argument {name!r}: {hint}")
 
 
+def idle_offset(steps_offset: int | None, timesteps: Sequence[int] | None, spacing: str) -> str | None:
+    """What to warn of where steps_offset does nothing."""
+    if not steps_offset or (timesteps is None and spacing in WITH_OFFSET):
+        return None
+    why = f'ddim_discretize = "{spacing}" has none' if timesteps is None else "timesteps are given"
+    return f"steps_offset has no effect: {why}"
+
+
 def names_of(arguments: type) -> list[str]:
     return [field.name for field in dataclasses.fields(arguments)]
 
@@ -132,6 +166,11 @@ def select(arguments: Mapping[str, Any], names: Collection[str]) -> dict[str, An
 def without_none(**arguments: Any) -> dict[str, Any]:
     """The arguments that were given."""
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def differs(value: Any, default: Any) -> bool:
+    """Whether an option is not at its default: of another type, if not of another value (arrays compare as neither)."""
+    return type(value) is not type(default) or value != default
 
 
 def warn(message: str) -> None:

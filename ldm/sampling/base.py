@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arguments import Options, warn, without_none
+from .arguments import SCHEDULE, Options, differs, idle_offset, select, warn
 from .checks import check_noising, check_tensors
 from .model import DiffusionModel, check_model
 from .schedule import Levels, NoiseSchedule, q_sample
@@ -49,6 +49,7 @@ class Sampler(nn.Module):
         self.options = Options().updated(options, type(self).__name__)
         self.verbose = True
         self._levels: dict[bool, Levels] = {}  # by use_original_steps
+        self.levels_are_the_models = True  # or of given or rescaled betas
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "model":  # not through nn.Module, which would make it a sub-module
@@ -89,34 +90,41 @@ class Sampler(nn.Module):
         *,
         timesteps: Sequence[int] | None = None,
         final_alpha: str = "first",
+        steps_offset: int | None = None,
+        betas: Sequence[float] | None = None,
+        zero_terminal_snr: bool = False,
+        sigma: str = "small",
     ) -> None:
         """Choose S timesteps and set their noise levels; `verbose` shows bars in what follows.
 
         Buffers, float32 on the model's device: CompVis' betas, alphas_cumprod, …, (T,), and ddim_sigmas, ddim_alphas,
         ddim_alphas_prev, ddim_sqrt_one_minus_alphas, (S,), ascending in noise like `ddim_timesteps`, (S,) int64.
-        `timesteps` and `final_alpha`: see arguments.Options. ValueError for an S that the model's T does not hold.
+        By keyword: see arguments.Options. ValueError for an S that the model's T does not hold.
         """
         check_model(self.model)
         total = int(self.model.num_timesteps)  # read again: `model` may be another than the constructor's
-        Options(final_alpha=final_alpha)  # refuses an unknown one
+        Options(final_alpha=final_alpha, steps_offset=steps_offset, sigma=sigma)  # refuses what cannot be
+        if idle := idle_offset(steps_offset, timesteps, ddim_discretize):
+            warn(idle)
         if timesteps is None:
-            steps = make_timesteps(ddim_discretize, ddim_num_steps, total)
+            steps = make_timesteps(ddim_discretize, ddim_num_steps, total, steps_offset)
         else:
             steps = given_timesteps(timesteps, ddim_num_steps, total)
-        schedule = NoiseSchedule.of(self.model)
+        schedule = NoiseSchedule.sampling(self.model, betas, zero_terminal_snr)
         alphas = schedule.alpha_bar[steps]
         last = 1.0 if final_alpha == "one" else schedule.alpha_bar[0]
-        ddim = Levels.of(steps, alphas, np.append(last, alphas[:-1]), ddim_eta)
-        original = Levels.of(range(total), schedule.alpha_bar, schedule.alpha_bar_prev, ddim_eta)
+        ddim = Levels.of(steps, alphas, np.append(last, alphas[:-1]), ddim_eta, sigma)
+        original = Levels.of(range(total), schedule.alpha_bar, schedule.alpha_bar_prev, ddim_eta, sigma)
 
         self.ddpm_num_timesteps, self.ddim_timesteps, self.verbose = total, steps, verbose
         self._levels = {False: ddim, True: original}
+        self.levels_are_the_models = betas is None and not zero_terminal_snr
         buffers = schedule.buffers() | {
-            "ddim_sigmas": ddim.sigma,
+            "ddim_sigmas": np.multiply(ddim.sigma, ddim.noise_scale),
             "ddim_alphas": ddim.alpha_bar,
             "ddim_alphas_prev": ddim.alpha_bar_prev,
             "ddim_sqrt_one_minus_alphas": np.sqrt(1 - alphas),
-            "ddim_sigmas_for_original_num_steps": original.sigma,
+            "ddim_sigmas_for_original_num_steps": np.multiply(original.sigma, original.noise_scale),
         }
         for name, values in buffers.items():  # the cast: the loop reads the float64 levels, not these
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
@@ -132,20 +140,16 @@ class Sampler(nn.Module):
             )
         return self._levels[bool(use_original_steps)]
 
-    def _schedule_for(
-        self,
-        S: int,
-        eta: float,
-        verbose: bool,
-        ddim_discretize: str | None,
-        timesteps: Sequence[int] | None,
-        final_alpha: str | None,
-    ) -> None:
-        """make_schedule, where None is what the sampler was built with; in CompVis' arguments where they say it all."""
-        given = {"ddim_discretize": ddim_discretize, "timesteps": timesteps, "final_alpha": final_alpha}
-        o = self.options.updated(given, type(self).__name__)
-        ours = without_none(timesteps=o.timesteps, final_alpha=None if o.final_alpha == "first" else o.final_alpha)
+    def _schedule_for(self, S: int, eta: float, verbose: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+        """make_schedule with those of the given options that are its own; returns the others.
+
+        None is what the sampler was built with. An override of make_schedule may take CompVis' arguments alone: it gets
+        those of ours that are not the default.
+        """
+        o = self.options.updated(select(given, SCHEDULE), type(self).__name__)
+        ours = {name: getattr(o, name) for name in SCHEDULE[1:] if differs(getattr(o, name), getattr(Options(), name))}
         self.make_schedule(ddim_num_steps=S, ddim_discretize=o.ddim_discretize, ddim_eta=eta, verbose=verbose, **ours)
+        return {name: value for name, value in given.items() if name not in SCHEDULE}
 
     def _subset(self, timesteps: int | None, use_original_steps: bool) -> int | None:
         """How many of the levels `ddim_sampling(timesteps=…)` means."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import Options, Request, warn
+from .arguments import SCHEDULE, Options, Request, warn
 from .guidance import Conditioning, check_batch, check_forms
 from .mask import broadcasts, check_mask
 from .model import parameterization_of
 from .schedule import Levels
 from .transition import eps_weight
 from .values import check_numbers
-
-SCHEDULE = ("ddim_discretize", "timesteps", "final_alpha")  # the options that are spent before a run starts
 
 
 def latent_shape(batch_size: int, shape: Sequence[int]) -> tuple[int, ...]:
@@ -105,10 +104,14 @@ def check_normals(normals: Sequence[Tensor], steps: int, shape: tuple[int, ...])
             raise ValueError(f"normals_sequence[{i}] has shape {tuple(noise.shape)}, but the latents are {shape}")
 
 
-def warn_idle(request: Request, given: Mapping[str, Any], scales: Sequence[float], levels: Levels) -> None:
-    """Warn, by name, of arguments without effect. `given`: the options of this call, without those of the sampler."""
+def warn_idle(
+    request: Request, given: Mapping[str, Any], options: Options, scales: Sequence[float], levels: Levels
+) -> None:
+    """Warn, by name, of arguments without effect. `given`: of the options, those of this call, not of the sampler."""
     quiet, unguided = not any(levels.sigma), request.unconditional_conditioning is None
     why_quiet, why_unguided = "no noise is added at eta = 0", "there is no unconditional_conditioning"
+    thresholded = request.dynamic_threshold is not None
+    limited, top = thresholded or options.clip_x0 or request.quantize_x0, given.get("dynamic_threshold_max", inf)
     for name, idle, why in (
         ("temperature", request.temperature != 1 and quiet, why_quiet),
         ("noise_dropout", request.noise_dropout > 0 and quiet, why_quiet),
@@ -118,6 +121,8 @@ def warn_idle(request: Request, given: Mapping[str, Any], scales: Sequence[float
         ("corrector_kwargs", request.corrector_kwargs and request.score_corrector is None, "there is no corrector"),
         ("unconditional_guidance_scale", request.unconditional_guidance_scale != 1 and unguided, why_unguided),
         ("ucg_schedule", request.ucg_schedule is not None and unguided, why_unguided),
+        ("dynamic_threshold_max", top < inf and not thresholded, "there is no dynamic_threshold"),
+        ("rederive_eps", given.get("rederive_eps") and not limited, "nothing limits x0"),
         ("guidance_rescale", given.get("guidance_rescale") and unguided, why_unguided),
         ("guidance_interval", "guidance_interval" in given and unguided, why_unguided),
         ("unconditional_conditioning", not unguided and all(s == 1 for s in scales), "the scale is 1 at every step"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from .arguments import ENCODES, Options, Request, names_of, refuse_unknown, sele
 from .base import Sampler
 from .checks import check_tensors, latent_shape
 from .guidance import Conditioning, guided_output
-from .inversion import invert, logged_steps
+from .inversion import invert, logged
 from .loop import Run, Step
 from .model import parameterization_of, quantize
-from .noise import noise_source
-from .prediction import limit_x0, predict, x0_from_eps
+from .noise import global_noise
+from .prediction import eps_from_x0, limit_x0, predict, x0_from_eps
 from .transition import ddim_step
 from .values import check_numbers
 
@@ -68,6 +69,12 @@ class DDIMSampler(Sampler):
         batch_guidance: bool | None = None,
         clip_x0: bool | float | None = None,
         final_alpha: str | None = None,
+        steps_offset: int | None = None,
+        betas: Sequence[float] | None = None,
+        zero_terminal_snr: bool | None = None,
+        sigma: str | None = None,
+        dynamic_threshold_max: float | None = None,
+        rederive_eps: bool | None = None,
         blend_final: bool | None = None,
         progress: bool | None = None,
         **unknown: Any,
@@ -88,21 +95,18 @@ class DDIMSampler(Sampler):
         Returns the samples, float32 (float64 if x_T is), and {"x_inter": […], "pred_x0": […]}, both from x_T on.
         FloatingPointError if the model's output is not finite.
         """
+        options = select(locals(), names_of(Options))  # all are spelled out above, for editors and the scripts' YAML
         refuse_unknown(unknown, set(inspect.signature(self.sample).parameters) - {"unknown"}, "sample")
         size = latent_shape(batch_size, shape)
-        self._schedule_for(S, eta, verbose, ddim_discretize, timesteps, final_alpha)
+        options = self._schedule_for(S, eta, verbose, options)
         return self.ddim_sampling(
             conditioning, size, x_T=x_T, callback=callback, quantize_denoised=quantize_x0, mask=mask, x0=x0,
             img_callback=img_callback, log_every_t=log_every_t, temperature=temperature, noise_dropout=noise_dropout,
             score_corrector=score_corrector, corrector_kwargs=corrector_kwargs,
             unconditional_guidance_scale=unconditional_guidance_scale,
             unconditional_conditioning=unconditional_conditioning,
-            **without_none(
-                dynamic_threshold=dynamic_threshold, ucg_schedule=ucg_schedule, normals_sequence=normals_sequence,
-                generator=generator, seeds=seeds, noise_device=noise_device, guidance_rescale=guidance_rescale,
-                guidance_interval=guidance_interval, batch_guidance=batch_guidance, clip_x0=clip_x0,
-                blend_final=blend_final, progress=progress,
-            ),
+            **without_none(dynamic_threshold=dynamic_threshold, ucg_schedule=ucg_schedule),
+            **without_none(normals_sequence=normals_sequence, **options),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -133,8 +137,7 @@ class DDIMSampler(Sampler):
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """`sample` after `make_schedule`, for latents of `shape` = (B, …).
 
-        `timesteps`, an int n, starts lower down: at the n-th of the original steps; or at the (n − 1)-th of the S, as
-        CompVis' rule leaves one out.
+        `timesteps`, an int n, starts lower down: at the n-th of the original steps, or the (n − 1)-th of S (CompVis).
         """
         check_numbers(log_every_t=log_every_t)
         request = Request(
@@ -166,9 +169,6 @@ class DDIMSampler(Sampler):
         *,
         eta: float = 0.0,
         verbose: bool = False,
-        ddim_discretize: str | None = None,
-        timesteps: Sequence[int] | None = None,
-        final_alpha: str | None = None,
         **arguments: Any,
     ) -> Iterator[Step]:
         """`sample`, one `Step` at a time; `x_prev` of the last is the samples. Leaving the loop early cancels the rest.
@@ -183,9 +183,9 @@ class DDIMSampler(Sampler):
         size = latent_shape(batch_size, shape)
         known = {*names_of(Request), *names_of(Options), "eta", "verbose"} - {"use_original_steps"}
         refuse_unknown(arguments.keys() - known, known, "steps")
-        self._schedule_for(S, eta, verbose, ddim_discretize, timesteps, final_alpha)
+        options = self._schedule_for(S, eta, verbose, select(arguments, names_of(Options)))
         request = Request(**select(arguments, names_of(Request)))
-        return iter(Run.of(self, conditioning, size, request, select(arguments, names_of(Options)), "steps"))
+        return iter(Run.of(self, conditioning, size, request, options, "steps"))
 
     @torch.no_grad()
     def p_sample_ddim(
@@ -208,6 +208,8 @@ class DDIMSampler(Sampler):
         guidance_rescale: float = 0.0,
         batch_guidance: bool = True,
         clip_x0: bool | float = False,
+        dynamic_threshold_max: float = inf,
+        rederive_eps: bool = False,
         noise: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One step: (x_prev, x0) from latents `x` (B, …) at level `index`, with the model asked at timesteps `t` (B,).
@@ -224,13 +226,14 @@ class DDIMSampler(Sampler):
         if score_corrector is not None:
             eps = score_corrector.modify_score(self.model, eps, x, t, c, **(corrector_kwargs or {}))
             pred_x0 = x0_from_eps(x, eps, alpha_bar) if alpha_bar > 0 else pred_x0  # at ᾱ = 0 they are not tied
-        pred_x0 = limit_x0(pred_x0, clip_x0, dynamic_threshold)
+        pred_x0 = limit_x0(pred_x0, clip_x0, dynamic_threshold, dynamic_threshold_max)
         if quantize_denoised:
             pred_x0 = quantize(self.model, pred_x0)
-        if noise is None:
-            source = noise_source(1 if repeat_noise else len(x))
-            noise = source.dropout(source.normal(x.shape, x.device, x.dtype).expand_as(x), noise_dropout)
-        x_prev = ddim_step(pred_x0, eps, levels.alpha_bar_prev[index], levels.sigma[index], temperature * noise)
+        if rederive_eps:
+            eps = eps_from_x0(x, pred_x0, alpha_bar)
+        noise = global_noise(x, repeat_noise, noise_dropout) if noise is None else noise
+        noise = temperature * levels.noise_scale[index] * noise
+        x_prev = ddim_step(pred_x0, eps, levels.alpha_bar_prev[index], levels.sigma[index], noise)
         return x_prev, pred_x0
 
     @torch.no_grad()
@@ -274,14 +277,18 @@ class DDIMSampler(Sampler):
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Conditioning = None,
         callback: Callable[[int], Any] | None = None,
+        *,
+        refine: int = 0,
         **options: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """DDIM inversion: `t_enc` steps from data to noise, which `decode(…, t_enc)` retraces, but for an error of 1/S.
 
-        Returns the latents and {"x_encoded": them, "intermediate_steps": […]}, with "intermediates" where asked for
-        about that many. `options`: guidance_rescale, guidance_interval, batch_guidance, progress (arguments.Options).
+        `refine`: take each step so often again, the model asked where it led: the error vanishes (inversion.py says
+        when). `options`: guidance_rescale, guidance_interval, batch_guidance, progress (arguments.Options). Returns the
+        latents and {"x_encoded": them, "intermediate_steps": […]}, with about as many "intermediates" as asked for.
         """
-        refuse_unknown(options.keys() - ENCODES, ENCODES, "encode")
+        refuse_unknown(options.keys() - ENCODES, ENCODES | {"refine"}, "encode")
+        check_numbers(refine=refine)
         self._check_count("t_enc", t_enc, use_original_steps)
         check_tensors(x0=x0)
         request = Request(
@@ -289,11 +296,4 @@ class DDIMSampler(Sampler):
             unconditional_conditioning=unconditional_conditioning, use_original_steps=use_original_steps,
         )  # fmt: skip
         run = Run.of(self, c, x0.shape, request, select(options, ENCODES), "encode", count=t_enc)
-        keep, shown = logged_steps(len(run.levels), return_intermediates), []
-        for i, x in enumerate(invert(run)):
-            if i in keep:
-                shown.append(x)
-            if callback:
-                callback(i)
-        out = {"x_encoded": x, "intermediate_steps": keep}
-        return x, out | ({"intermediates": shown} if return_intermediates else {})
+        return logged(invert(run, int(refine)), len(run.levels), return_intermediates, callback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,7 +81,7 @@ class Run:
         )
         check_request(cond, shape, request, options, levels)
         check_predictions(sampler.model, levels, request.quantize_x0)
-        warn_idle(request, given, scales, levels)
+        warn_idle(request, given, options, scales, levels)
 
         source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)
         if request.x_T is None:
@@ -133,8 +134,8 @@ class Run:
         return {"noise": self.source.dropout(noise, self.request.noise_dropout)}
 
     def known(self, x: Tensor, t: Tensor, index: int) -> Tensor:
-        """x0 at x's noise level: by the model's q_sample, as in CompVis, unless the noise has a source of its own."""
-        if self.source.is_global and hasattr(self.sampler.model, "q_sample"):
+        """x0 at x's noise level: by the model's q_sample, as in CompVis, unless noise or levels are not the model's."""
+        if self.source.is_global and self.sampler.levels_are_the_models and hasattr(self.sampler.model, "q_sample"):
             return self.sampler.model.q_sample(self.x0, t).to(x.dtype)
         noise = self.source.normal(x.shape, x.device, x.dtype)
         return q_sample(self.x0.to(x.dtype), self.levels.alpha_bar[index], noise)
@@ -147,6 +148,8 @@ class Run:
             "guidance_rescale": (o.guidance_rescale, 0),
             "batch_guidance": (o.batch_guidance, True),
             "clip_x0": (o.clip_x0, False),
+            "dynamic_threshold_max": (o.dynamic_threshold_max, inf),
+            "rederive_eps": (o.rederive_eps, False),
         }
         return {
             "use_original_steps": r.use_original_steps,

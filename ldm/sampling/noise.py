@@ -50,6 +50,12 @@ class NoiseSource:
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
 
 
+def global_noise(x: Tensor, repeat: bool = False, dropout: float = 0.0) -> Tensor:
+    """Noise of x's shape from the global generator, as CompVis draws it; `repeat`: the same for all samples."""
+    source = noise_source(1 if repeat else len(x))
+    return source.dropout(source.normal(x.shape, x.device, x.dtype).expand_as(x), dropout)
+
+
 def noise_source(
     batch_size: int,
     generator: Generator | Sequence[Generator] | None = None,

@@ -33,10 +33,10 @@ def eps_from_x0(x_t: Tensor, x0: Tensor, alpha_bar: float) -> Tensor:
     return (x_t - sqrt(alpha_bar) * x0) / sqrt(1 - alpha_bar) if alpha_bar < 1 else 0 * x0
 
 
-def limit_x0(x0: Tensor, limit: bool | float, p: float | None) -> Tensor:
-    """x0 thresholded at quantile `p`, else clipped to `limit`, else as it is."""
+def limit_x0(x0: Tensor, limit: bool | float, p: float | None, highest: float = inf) -> Tensor:
+    """x0 thresholded at quantile `p` (but at most `highest`), else clipped to `limit`, else as it is."""
     if p is not None:
-        return dynamic_threshold(x0, p)
+        return dynamic_threshold(x0, p, highest)
     return clip_x0(x0, limit) if limit else x0
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .arguments import warn
-from .transition import ddim_sigma
+from .transition import ddim_sigma, ddpm_sigma
 from .values import check_numbers
 
 BETA_SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
@@ -84,6 +84,24 @@ class NoiseSchedule:
             raise ValueError("model.alphas_cumprod must fall with the timestep, from at most 1 to at least 0")
         return cls(betas, alpha_bar, prev)
 
+    @classmethod
+    def sampling(
+        cls, model, betas: Sequence[float] | Tensor | None = None, zero_terminal_snr: bool = False
+    ) -> NoiseSchedule:
+        """The schedule to sample `model` with: its own, or that of given betas, (T,) in [0, 1]; rescaled or not."""
+        schedule = cls.of(model)
+        if betas is not None:
+            betas = given_betas(betas, len(schedule))
+            # Those that the model stores, which has rounded them: its own ᾱ is nearer to what it was trained with.
+            rounded = torch.as_tensor(betas).to(torch.as_tensor(model.betas).dtype).double()
+            same = np.array_equal(rounded.numpy(), schedule.betas)
+            schedule = schedule if same else cls.from_betas(betas)
+        if not zero_terminal_snr or schedule.alpha_bar[-1] == 0:
+            return schedule
+        if schedule.alpha_bar[0] == schedule.alpha_bar[-1]:
+            raise ValueError("zero_terminal_snr has nothing to stretch: ᾱ is the same at every timestep of this model")
+        return cls.from_betas(rescale_zero_terminal_snr(schedule.betas))
+
     def __len__(self) -> int:
         return len(self.betas)
 
@@ -103,29 +121,55 @@ class NoiseSchedule:
             }
 
 
+def given_betas(betas: Sequence[float] | Tensor, total: int) -> np.ndarray:
+    """The caller's betas as (T,) float64. ValueError unless T numbers in [0, 1]."""
+    try:
+        values = np.asarray(betas.detach().cpu().double() if isinstance(betas, Tensor) else betas, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"betas = {betas!r}: give {total} numbers from 0 to 1, one for each timestep") from None
+    if values.shape != (total,):
+        raise ValueError(f"betas has shape {values.shape}, but the model knows {total} timesteps: give one for each")
+    if not np.all((values >= 0) & (values <= 1)):  # also false for NaN
+        raise ValueError(f"betas holds values from {values.min():g} to {values.max():g}: each must be from 0 to 1")
+    return values
+
+
 @dataclass(frozen=True)
 class Levels:
     """The noise levels that a sampler walks, ascending in noise, as Python numbers: a step never waits for the device.
 
     Step `index` leads from `alpha_bar[index]`, where the model is asked at `timesteps[index]`, to
-    `alpha_bar_prev[index]`, and adds noise of standard deviation `sigma[index]` (Song et al. 2021, eq. 16).
+    `alpha_bar_prev[index]` by eq. 12 of Song et al. 2021 with `sigma[index]` (eq. 16); its noise is standard normal
+    times `noise_scale[index]`, which is 1 but for σ̂.
     """
 
     timesteps: tuple[int, ...]
     alpha_bar: tuple[float, ...]
     alpha_bar_prev: tuple[float, ...]
     sigma: tuple[float, ...]
+    noise_scale: tuple[float, ...]
     eta: float
 
     @classmethod
     def of(
-        cls, timesteps: Sequence[int], alpha_bar: Sequence[float], alpha_bar_prev: Sequence[float], eta: float
+        cls,
+        timesteps: Sequence[int],
+        alpha_bar: Sequence[float],
+        alpha_bar_prev: Sequence[float],
+        eta: float,
+        sigma: str = "small",
     ) -> Levels:
+        """`sigma`: "small" is eq. 16; "large" is σ̂, whose noise is σ̂'s and whose mean is that of η = 1 (ibid., D.3)."""
         check_numbers(eta=eta)
         eta = float(eta)
+        if sigma == "large" and eta != 1:
+            raise ValueError(f'sigma = "large" is DDPM\'s and goes with eta = 1, not {eta:g}: pass eta=1, or "small"')
         a, prev = [float(v) for v in alpha_bar], [float(v) for v in alpha_bar_prev]
-        sigma = tuple(ddim_sigma(now, to, eta) for now, to in zip(a, prev, strict=True))
-        return cls(tuple(int(t) for t in timesteps), tuple(a), tuple(prev), sigma, eta)
+        sigmas = tuple(ddim_sigma(now, to, eta) for now, to in zip(a, prev, strict=True))
+        scales = (1.0,) * len(a)
+        if sigma == "large":  # no noise stays none: where the step ends at ᾱ = 1 it has none to add
+            scales = tuple(ddpm_sigma(*step) / s if s else 1.0 for *step, s in zip(a, prev, sigmas, strict=True))
+        return cls(tuple(int(t) for t in timesteps), tuple(a), tuple(prev), sigmas, scales, eta)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -134,5 +178,5 @@ class Levels:
         """The `count` levels with the least noise; None is all."""
         if count is None or count == len(self):
             return self
-        values = (self.timesteps, self.alpha_bar, self.alpha_bar_prev, self.sigma)
+        values = (self.timesteps, self.alpha_bar, self.alpha_bar_prev, self.sigma, self.noise_scale)
         return Levels(*(v[: int(count)] for v in values), self.eta)

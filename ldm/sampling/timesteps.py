@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-def _uniform(s: int, t: int) -> np.ndarray:
+def _uniform(s: int, t: int, offset: int | None = None) -> np.ndarray:
     """CompVis' 1, 1 + c, 1 + 2c, … with c = T/S; where S does not divide T, each is rounded down on its own.
 
     The 1 added puts the last at T where S = T; there the steps are the T timesteps themselves.
     """
-    return np.arange(s) * t // s + (1 if s < t else 0)
+    return np.arange(s) * t // s + (int(s < t) if offset is None else offset)
 
 
-def _compvis(s: int, t: int) -> np.ndarray:
+def _compvis(s: int, t: int, offset: int = 1) -> np.ndarray:
     """CompVis' stride T // S to the letter: the count is ⌈T / (T // S)⌉, which is S where S divides T."""
-    steps = np.arange(0, t, t // s) + 1
-    if steps[-1] >= t:
+    steps = np.arange(0, t, t // s) + offset
+    if steps[-1] >= t and offset == 1:
         raise ValueError(
             f'ddim_discretize="compvis" with S = {s} asks for timestep {steps[-1]}, but the last of T = {t} is {t - 1} '
             '(the original ran out of its schedule here): use ddim_discretize="uniform", or an S below T that divides T'
@@ -27,20 +27,20 @@ def _compvis(s: int, t: int) -> np.ndarray:
     return steps
 
 
-def _quad(s: int, t: int) -> np.ndarray:
-    """Squares up to 0.8 T, dense where noise is low (Song et al. 2021, appendix D.3); 1 added, as in CompVis.
+def _quad(s: int, t: int, offset: int | None = None) -> np.ndarray:
+    """Squares up to 0.8 T, dense where noise is low (Song et al. 2021, appendix D.2); 1 added, as in CompVis.
 
-    Where the squares are closer than 1 the steps move up to stay distinct; at the top they move down to stay below T.
+    Where the squares are closer than 1 the steps move up to stay distinct; the 1 added gives way to stay below T.
     """
-    squares = (np.linspace(0, np.sqrt(t * 0.8), s) ** 2).astype(np.int64) + 1
+    squares = (np.linspace(0, np.sqrt(t * 0.8), s) ** 2).astype(np.int64) + (1 if offset is None else offset)
     i = np.arange(s)
     distinct = np.maximum.accumulate(squares - i) + i
-    return np.minimum(distinct, t - s + i)
+    return np.minimum(distinct, t - s + i) if offset is None else distinct
 
 
-def _leading(s: int, t: int) -> np.ndarray:
+def _leading(s: int, t: int, offset: int = 0) -> np.ndarray:
     """0, c, 2c, … with c = T // S, as in diffusers."""
-    return np.arange(s) * (t // s)
+    return np.arange(s) * (t // s) + offset
 
 
 def _trailing(s: int, t: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def _linspace(s: int, t: int) -> np.ndarray:
     return np.linspace(0, t - 1, s).round().astype(np.int64)
 
 
-SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+SPACINGS: dict[str, Callable[..., np.ndarray]] = {
     "uniform": _uniform,
     "compvis": _compvis,
     "quad": _quad,
@@ -61,16 +61,28 @@ SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
     "trailing": _trailing,
     "linspace": _linspace,
 }
+WITH_OFFSET = ("uniform", "compvis", "quad", "leading")  # the others place both ends
 
 
-def make_timesteps(spacing: str, s: int, t: int) -> np.ndarray:
+def make_timesteps(spacing: str, s: int, t: int, offset: int | None = None) -> np.ndarray:
     """S of T timesteps, spaced by name: (S,) int64, strictly ascending. ValueError unless 1 ≤ S ≤ T.
 
-    Every spacing gives exactly S for every S, but "compvis", which keeps the original's count.
+    Every spacing gives exactly S for every S, but "compvis", which keeps the original's count. `offset` is the first
+    timestep where that is not a spacing's own: 0 of "leading", 1 of "uniform", "compvis" and "quad" (CompVis adds it,
+    ermongroup/ddim does not). ValueError where the last would pass T − 1.
     """
     if spacing not in SPACINGS:
         raise ValueError(f"ddim_discretize = {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
-    return SPACINGS[spacing](check_count(s, t), t)
+    s = check_count(s, t)
+    if offset is None or spacing not in WITH_OFFSET:
+        return SPACINGS[spacing](s, t)
+    steps = SPACINGS[spacing](s, t, int(offset))
+    if steps[-1] >= t:
+        raise ValueError(
+            f"steps_offset = {offset} asks for timestep {steps[-1]} with S = {s}, but the last of T = {t} is {t - 1}: "
+            "choose a smaller offset, or fewer steps"
+        )
+    return steps
 
 
 def given_timesteps(timesteps: Sequence[int], s: int, t: int) -> np.ndarray:

@@ -19,6 +19,11 @@ def ddim_sigma(alpha_bar: float, alpha_bar_prev: float, eta: float) -> float:
     return eta * sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * sqrt(1 - alpha_bar / alpha_bar_prev)
 
 
+def ddpm_sigma(alpha_bar: float, alpha_bar_prev: float) -> float:
+    """σ̂ = √(1 − ᾱ/ᾱ_prev), the larger of DDPM's two (Song et al. 2021, section 5; √β of Ho et al. 2020)."""
+    return sqrt(1 - alpha_bar / alpha_bar_prev) if alpha_bar != alpha_bar_prev else 0.0
+
+
 def eps_weight(alpha_bar_prev: float, sigma: float) -> float:
     """√(1 − ᾱ_prev − σ²): what is left of the predicted noise beside the fresh. ValueError if σ alone is too much."""
     left = 1 - alpha_bar_prev - sigma**2

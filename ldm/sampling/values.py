@@ -12,10 +12,13 @@ import torch
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "clip_x0": (lambda v: 0 <= v < math.inf, "give True for ±1, or the limit as a positive number"),
     "dynamic_threshold": (lambda v: 0 < v <= 1, "give a quantile, above 0 and up to 1; 0.995 is usual"),
+    "dynamic_threshold_max": (lambda v: v >= 1, "give the most that x0 is divided by, 1 or more"),
     "eta": (lambda v: 0 <= v < math.inf, "choose 0 (deterministic) to 1 (as much noise as DDPM)"),
     "guidance_rescale": (lambda v: 0 <= v <= 1, "choose a φ from 0 (off) to 1"),
     "log_every_t": (lambda v: v >= 1, "give 1 to keep every step, or more"),
     "noise_dropout": (lambda v: 0 <= v <= 1, "give a probability, from 0 to 1"),
+    "refine": (lambda v: v >= 0 and v % 1 == 0, "give a number of iterations for each step, 0 or more; 3 is usual"),
+    "steps_offset": (lambda v: v >= 0 and v % 1 == 0, "give the first timestep, a whole number from 0"),
     "temperature": (math.isfinite, "give a finite number; 1 is the noise of eta"),
     "timesteps": (lambda v: v % 1 == 0, "give a whole number of timesteps"),
 }

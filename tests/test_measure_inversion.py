@@ -1,0 +1,29 @@
+"""scripts/measure_inversion.py, and the page that shows what it measures."""
+
+import re
+import shlex
+from pathlib import Path
+
+import measure_inversion
+
+PAGE = Path(__file__).parent.parent / "docs" / "inversion.md"
+
+
+def test_the_bundled_model_loses_less_with_more_steps_and_with_refinement(capsys):
+    measure_inversion.main(["--n", "1", "--steps", "3", "8", "--refine", "0", "3", "--device", "cpu"])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| S | refine=0 | refine=3 |"
+    (few, few_refined), (more, more_refined) = ([float(v) for v in row.strip("| ").split("|")[1:]] for row in rows)
+    assert more < 0.5 * few and few_refined < 0.3 * few and more_refined < 0.3 * more
+
+
+def test_the_page_shows_what_its_commands_print():
+    """Its tables have the rows and columns that the commands above them ask for."""
+    page = PAGE.read_text(encoding="utf-8")
+    blocks = re.findall(r"^    python scripts/measure_inversion\.py([^\n]*)\n\n(\|.*?)\n\n", page, re.M | re.S)
+    assert len(blocks) == 3
+    for flags, table in blocks:
+        opt = measure_inversion.parse(shlex.split(flags.partition("#")[0]))
+        head, _, *rows = table.splitlines()
+        assert head == "| S | " + " | ".join(f"refine={n}" for n in opt.refine) + " |"
+        assert [int(row.split("|")[1]) for row in rows] == opt.steps
