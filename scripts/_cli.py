@@ -11,6 +11,7 @@ import importlib
 import math
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,11 +81,32 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
     return parse
 
 
+def a_path(text: str) -> str:
+    """An argparse type: `--ckpt ""`, as of a shell's variable that is not set, must not mean the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; give one, or leave the flag out")
+    return text
+
+
+def a_text(given: str) -> str:
+    """An argparse type: what the pictures' files can tell."""
+    if re.search("[\ud800-\udfff]", given):  # Python's stand-ins for bytes that it could not decode
+        raise argparse.ArgumentTypeError(f"{given!r} is not text in the terminal's encoding; give UTF-8")
+    return given
+
+
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
-    group.add_argument("--config", help="YAML that describes the model (default: what --ckpt shows itself to be)")
     group.add_argument(
-        "--ckpt", help="its weights: .ckpt, .safetensors, or a folder of diffusers' (default: the bundled model's)"
+        "--config",
+        type=a_path,
+        help="YAML that describes the model, or its name here, such as stable-diffusion/v1-inference "
+        "(default: what --ckpt shows itself to be)",
+    )
+    group.add_argument(
+        "--ckpt",
+        type=a_path,
+        help="its weights: .ckpt, .safetensors, or a folder of diffusers' (default: the bundled model's)",
     )
     group.add_argument("--ema", action="store_true", help="take the averaged weights, where the file has both")
     group.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps …")
@@ -95,7 +117,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "CUDA, else full; autocast is CompVis' word for auto (default: the config's, else auto)",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="set a value of the config, as in sampler.params.eta=0.5"
+        "overrides",
+        type=a_text,
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="set a value of the config, as in sampler.params.eta=0.5",
     )
 
 
@@ -127,7 +153,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--n_iter", type=number(int, 1), default=2, help="sample this often (default: 2)")
     group.add_argument(
         "--n_samples",
-        type=number(int, 1),
+        type=number(int, 1, 100_000),  # more than fit into any device, but lists of them can be made
         default=3,
         help="batch size, and how many pictures --prompt gets in each iteration (default: 3)",
     )
@@ -165,6 +191,15 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
+def check_writable(folder: Path, flag: str) -> None:
+    """OSError where no file can be made in a folder. Tried, as permissions say nothing of read-only disks."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        said = f"{flag}: no file can be made in {str(folder)!r} ({error.strerror}); give another folder"
+        raise type(error)(said) from error
+
+
 class Gallery:
     """Where a run's pictures go: OUTDIR/samples/00000.png, counting on from what is there, and OUTDIR/grid-0000.png.
 
@@ -176,6 +211,8 @@ class Gallery:
         importlib.import_module("PIL")  # likewise
         self.samples = Path(outdir, "samples")
         self.samples.mkdir(parents=True, exist_ok=True)
+        for folder in [self.samples] * save + [Path(outdir)] * grid:
+            check_writable(folder, "--outdir")
         self.count = 0
         self._pictures = _Numbered(self.samples, "", 5) if save else None
         self._grids = _Numbered(Path(outdir), "grid-", 4) if grid else None

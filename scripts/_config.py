@@ -39,36 +39,63 @@ _NOT_OPTIONS = frozenset(
     "self model schedule batch_size shape conditioning unconditional_conditioning seeds generator callback "
     "img_callback verbose normals_sequence mask x0 x_T score_corrector corrector_kwargs progress device".split()
 )
+_SECTIONS = ("model", "sampler", "precision")  # others are of the training
+_REFERENCE = re.compile(r"\$\{[\s.\[]*([\w-]+)")  # the first name of ${a.b}, or of ${..a.b}
 _RESOLVER = re.compile(r"\$\{(?!\s*[\w.\[\]-]+\s*\})[^}]*\}?")  # every ${…} but a plain reference, ${a.b}
 
 
 def load_config(source: str | Path | Mapping[str, Any] | None, overrides: Iterable[str] = ()):
-    """A YAML file (None: the bundled model's) or mapping, with `key=value` overrides, as an OmegaConf node.
+    """A YAML file (None: the bundled model's; a name as of `find`) or mapping, with `key=value` overrides, as an
+    OmegaConf node of _SECTIONS and what these refer to; `sampler` and `precision` are there, whatever was given.
 
     ValueError for what cannot be a config, and for OmegaConf's resolvers: configs come from strangers, and
     `${oc.env:…}` would put the user's environment into the pictures' settings.
     """
+    source = BUNDLED_CONFIG if source is None else source
+    name = "config of the checkpoint" if isinstance(source, Mapping) else f"config {str(source)!r}"
+    try:
+        return _load(source, name, overrides)
+    except RecursionError as error:
+        raise ValueError(f"{name} is nested too deeply to be a model's") from error
+
+
+def _load(source: str | Path | Mapping[str, Any], name: str, overrides: Iterable[str]):
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    source = BUNDLED_CONFIG if source is None else source
-    name = "of the checkpoint" if isinstance(source, Mapping) else repr(str(source))
-    config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(Path(source))
-    _refuse_resolvers(config, f"config {name}")
-    if not isinstance(config, DictConfig) or not isinstance(config.get("model"), DictConfig):
-        raise ValueError(f"config {name} has no 'model' section with target and params")
-    config = OmegaConf.merge({"sampler": {"target": SAMPLER, "params": {}}}, config)
+    config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(find(source))
+    if not isinstance(config, DictConfig) or OmegaConf.to_container(config).get("model") is None:
+        raise ValueError(f"{name} has no 'model' section with target and params")
+    config = OmegaConf.merge({"sampler": {"target": SAMPLER, "params": {}}, "precision": "auto"}, config)
+    _refuse_resolvers(_used(config), name)
     for override in overrides:
         _override(config, override)
-        _refuse_resolvers(config, f"override {override!r}")
+        _refuse_resolvers(_used(config), f"override {override!r}")
+    config = _used(config)
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
-        raise ValueError(f"config {name}: {str(error).splitlines()[0]}") from error
-    _refuse_resolvers(config, f"config {name}")  # references can put one together
+        raise ValueError(f"{name}: {str(error).splitlines()[0]}") from error
+    _refuse_resolvers(config, name)  # references can put one together
     for section in ("model", "sampler"):
         _check_section(config[section], section)
     return config
+
+
+def find(name: str | Path) -> Path:
+    """The file that --config names: its path, or the name of a released model's config, as txt2img.py prints it."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise IsADirectoryError(f"config {str(path)!r} is a folder; a diffusers folder goes to --ckpt, alone")
+    from ldm.checkpoint import config_path
+
+    try:
+        return config_path(str(name))
+    except ValueError:
+        remedy = "give the path of a model's YAML with --config, or a name such as stable-diffusion/v1-inference"
+        raise FileNotFoundError(f"config {str(path)!r} does not exist; {remedy}") from None
 
 
 def _read(path: Path):
@@ -76,12 +103,24 @@ def _read(path: Path):
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if not path.is_file():
-        raise FileNotFoundError(f"config {str(path)!r} does not exist; give the path of a model's YAML with --config")
     try:
         return OmegaConf.load(path)
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        remedy = "save it as UTF-8, or, if it holds the weights, give it with --ckpt"
+        raise ValueError(f"config {str(path)!r} is not YAML text; {remedy}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"config {str(path)!r} is not YAML: {error}") from error
+
+
+def _used(config):
+    """The sections that are used, and those that they refer to: what else a training wrote is not looked at."""
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config)
+    names = [name for name in _SECTIONS if name in raw]
+    for name in names:  # which grow
+        names += [found for found in set(_REFERENCE.findall(repr(raw[name]))) if found in raw and found not in names]
+    return OmegaConf.create({name: raw[name] for name in names})
 
 
 def _refuse_resolvers(config, where: str) -> None:
@@ -135,23 +174,25 @@ def _suggest(name: str, choices: Sequence[str]) -> str:
     return (f"; did you mean {close[0]!r}?" if close else "") + f" (there are: {', '.join(map(str, choices))})"
 
 
+def of_model(config, key: str, kind: Any) -> Any:
+    """model.params.KEY of a config, None where it is not there; ValueError where it is of another kind."""
+    from omegaconf import OmegaConf
+
+    value = OmegaConf.select(config, f"model.params.{key}")
+    return None if value is None else _typed(f"model.params.{key}", value, kind)
+
+
 def latent_shape(config, H: int | None, W: int | None, C: int | None, f: int | None) -> tuple[int, int, int]:
     """(C, H / f, W / f), the shape of the latents of a picture of H×W pixels; None takes what the config says.
 
     ValueError for sizes that the network would fail on: each of its levels, and each of the autoencoder's, halves them.
     """
-    from omegaconf import OmegaConf
-
-    def of_model(key: str, kind):
-        value = OmegaConf.select(config, f"model.params.{key}")
-        return None if value is None else _typed(f"model.params.{key}", value, kind)
-
-    levels = of_model("first_stage_config.params.ddconfig.ch_mult", Sequence[int])
+    levels = of_model(config, "first_stage_config.params.ddconfig.ch_mult", Sequence[int])
     f = _agreed("f", f, 2 ** (len(levels) - 1) if levels else None, "a downsampling factor of {}")
-    C = _agreed("C", C, of_model("channels", int), "{} latent channels")
-    side = of_model("image_size", int | tuple[int, int])
+    C = _agreed("C", C, of_model(config, "channels", int), "{} latent channels")
+    side = of_model(config, "image_size", int | tuple[int, int])
     sides = (side, side) if isinstance(side, int) else side
-    multiple = f * 2 ** (len(of_model("unet_config.params.channel_mult", Sequence[int]) or (1, 2, 4, 8)) - 1)
+    multiple = f * 2 ** (len(of_model(config, "unet_config.params.channel_mult", Sequence[int]) or (1, 2, 4, 8)) - 1)
     shape = [C]
     for k, (flag, value) in enumerate((("H", H), ("W", W))):
         if value is None and sides is None:

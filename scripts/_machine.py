@@ -20,18 +20,22 @@ def pick_device(name: str):
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # torch goes on with a table of its backends
+        reason = reason[:120] + "…" * (len(reason) > 120)
         raise ValueError(f"--device {name} is not available here ({reason}); auto takes what there is") from error
     return torch.device(name)
 
 
 def pick_dtype(name: str, device):
-    """The torch.dtype of the networks that --precision names; "autocast" is CompVis' word for auto.
+    """The torch.dtype of the networks that --precision or the config names; "autocast" is CompVis' word for auto.
 
-    auto: bfloat16 where the processor has instructions for it, float16 on older CUDA, float32 elsewhere.
+    auto: bfloat16 where the processor has instructions for it, float16 on older CUDA, float32 elsewhere. ValueError for
+    another name.
     """
     import torch
 
+    if name not in PRECISIONS:
+        raise ValueError(f"precision is {name!r}; choose one of {', '.join(PRECISIONS)}")
     if name in ("auto", "autocast"):
         name = _fast(device)
     if name == "fp16" and device.type == "cpu":
@@ -56,19 +60,33 @@ def _cpu_has_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
 
 
+_CHECK = "check the checkpoint and the config (scale, scale_factor)"
+
+
+def overflow(model, seen: str) -> str:
+    """What to tell the user where the network's output is not finite: what was seen, and the remedy."""
+    narrow = _narrow(model)
+    computed = str(narrow or "float32").removeprefix("torch.")
+    remedies = {"float16": "compute with --precision full (or bf16)", "bfloat16": "compute with --precision full"}
+    return f"the network's output overflowed in {computed} ({seen}); {remedies.get(computed, _CHECK)}"
+
+
+def _narrow(model):
+    """The dtype of the model's weights that are float16 or bfloat16, or None where none is."""
+    import torch
+
+    return next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+
+
 def decode(model, latents):
     """Pictures (B, 3, H, W) of latents, none of which overflowed.
 
-    ValueError where the latents hold NaN or infinity. Where only the autoencoder overflows, as some do in float16, it
-    computes in float32 from here on, with a warning.
+    ValueError where the latents hold NaN or infinity, or the pictures do in float32. Where only the autoencoder
+    overflows, as some do in float16, it computes in float32 from here on, with a warning.
     """
-    import torch
-
-    narrow = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    narrow = _narrow(model)
     if not latents.isfinite().all():
-        remedy = "compute in bf16 or full: --precision full" if narrow else "check the checkpoint and the config"
-        computed = str(narrow or torch.float32).removeprefix("torch.")
-        raise ValueError(f"the network's output overflowed in {computed} (NaN or infinite latents); {remedy}")
+        raise ValueError(overflow(model, "NaN or infinite latents"))
     images = model.decode_first_stage(latents)
     if narrow and not images.isfinite().all():
         warnings.warn(
@@ -78,6 +96,8 @@ def decode(model, latents):
         )
         model.first_stage_model.float()
         images = model.decode_first_stage(latents)
+    if not images.isfinite().all():
+        raise ValueError(f"the autoencoder overflowed in float32 (NaN or infinite pictures); {_CHECK}")
     if narrow and (flat := int(((images.amax((1, 2, 3)) - images.amin((1, 2, 3))) < 0.01).sum())):
         warnings.warn(
             f"{flat} of {len(images)} pictures are one flat colour, as where {str(narrow).removeprefix('torch.')} "

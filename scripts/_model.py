@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os.path
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,36 +12,57 @@ from typing import Any
 
 import _config
 
+# Of these many classes the last stands for none: ImageNet's 1000, and one that training drew instead of the label so
+# that guidance has something to lead away from (cin256-v2). With any other number the last is a class like the others.
+IMAGENET_AND_NONE = 1001
+_CLASSES = 1000  # where the config does not say: ClassEmbedder's default
+
 
 def open_model(opt: argparse.Namespace):
-    """(config, checkpoint, its path): what --config says, else what the file shows itself to be, else the bundled
-    model. The weights are not read yet: they are mapped, and come in when they are used."""
+    """(config, checkpoint, what pictures are to tell of both): what --config says, else what the file shows itself to
+    be, else the bundled model. The weights are not read yet: they are mapped, and come in when they are used."""
     path = checkpoint_path(opt.config, opt.ckpt)
-    config = _config.load_config(opt.config, opt.overrides) if opt.config or not opt.ckpt else None  # errors come first
+    own = opt.config is None and opt.ckpt is not None  # the file's own config
+    config = None if own else _config.load_config(opt.config, opt.overrides)  # first, as its errors cost nothing
 
     from ldm.checkpoint import config_path, identify, load_checkpoint
 
     checkpoint = load_checkpoint(path)
-    if config is None:
+    if own:
         found = identify(checkpoint)
         print(f"{path}: {found if isinstance(found, str) else 'a diffusers folder'}", file=sys.stderr)
         config = _config.load_config(config_path(found) if isinstance(found, str) else found, opt.overrides)
-    return config, checkpoint, path
+        name = found if isinstance(found, str) else "diffusers"
+    else:
+        file = _config.BUNDLED_CONFIG if opt.config is None else Path(opt.config)
+        name = file.stem if file.is_file() else opt.config
+    return config, checkpoint, _told(opt, path, name)
+
+
+def _told(opt: argparse.Namespace, ckpt: str, config: str) -> dict[str, Any]:
+    """Which model drew, for a picture's file: with it and the sampler's options the picture can be made again."""
+    path = Path(os.path.abspath(ckpt))  # "." has a name, too; but a link keeps its own: caches name files by hashes
+    told: dict[str, Any] = {"model": path.name if path.is_dir() else path.stem, "config": config}
+    if opt.ema:
+        told["ema"] = True
+    if changes := [override for override in opt.overrides if override.startswith(("model.", "model="))]:
+        told["overrides"] = changes
+    return told
 
 
 def checkpoint_path(config: str | None, ckpt: str | None) -> str:
     """The weights' file: --ckpt, or the bundled model's where --config names no other model."""
-    if ckpt is None and config is not None and Path(config).resolve() != _config.BUNDLED_CONFIG:
+    if ckpt is None and config is not None and _config.find(config).resolve() != _config.BUNDLED_CONFIG:
         raise ValueError(f"--config {config} needs its weights: give --ckpt too")
     if ckpt is None and not _config.BUNDLED_CKPT.is_file():
         raise FileNotFoundError(f"the bundled weights, {_config.BUNDLED_CKPT}, are missing; give --ckpt")
-    return ckpt or str(_config.BUNDLED_CKPT)
+    return str(_config.BUNDLED_CKPT) if ckpt is None else ckpt
 
 
 def told_by(config) -> str:
     """What the config's model draws from: "text", "class" or "nothing".
 
-    ValueError for one that is shown pictures too, and where the config does not say.
+    ValueError for one that is shown something else, and where the config does not say.
     """
     params = config.model.get("params") or {}
     stage = params.get("cond_stage_config")
@@ -48,12 +70,52 @@ def told_by(config) -> str:
         return "nothing"
     key = params.get("conditioning_key") or ("concat" if params.get("concat_mode", True) else "crossattn")
     if key != "crossattn":
+        raise ValueError(_shown_besides(key))
+    target = stage.get("target", "") if isinstance(stage, Mapping) else ""
+    name = target.rpartition(".")[2]
+    if stage == "__is_first_stage__" or name == "SpatialRescaler" or target.startswith("ldm.models.autoencoder."):
         raise ValueError(
+            f"this model draws from a picture or a map (its cond_stage_config is {name or stage!r}), such as one of "
+            "what is where; text and labels cannot be shown to it"
+        )
+    words = (stage.get("params") or {}).get("use_tokenizer", True) if name == "BERTEmbedder" else True
+    if name == "TransformerEmbedder" or not words:
+        raise ValueError(
+            f"this model is told numbers, not words ({name} without a tokenizer), such as a layout's boxes; text and "
+            "labels cannot be told to it"
+        )
+    return "class" if name == "ClassEmbedder" else "text"
+
+
+def _shown_besides(key: str) -> str:
+    """Why text alone is not enough for a conditioning_key that is not "crossattn"."""
+    if key in ("concat", "hybrid", "hybrid-adm"):
+        return (
             f"this model is shown a picture beside the noise (conditioning_key {key!r}), such as one with a hole to "
             "fill; text and labels alone are not enough for it"
         )
-    target = stage.get("target", "") if isinstance(stage, Mapping) else ""
-    return "class" if target.endswith(".ClassEmbedder") else "text"
+    if key in ("adm", "crossattn-adm"):
+        return (
+            f"this model is told a vector with the noise level (conditioning_key {key!r}), such as a picture's "
+            "embedding; text and labels alone are not enough for it"
+        )
+    choices = "crossattn, concat, hybrid, adm, hybrid-adm, crossattn-adm"
+    return f"model.params.conditioning_key is {key!r}; choose one of {choices} (from text only crossattn can draw)"
+
+
+def check_classes(config, prompts: Sequence[str | None], negative: str, guided: bool) -> None:
+    """ValueError for what `conditionings` could not take, of a model of classes that is not loaded yet."""
+    n = _config.of_model(config, "cond_stage_config.params.n_classes", int)
+    n = _CLASSES if n is None else n
+    for prompt in [*prompts, *([negative] if guided and negative else [])]:
+        if prompt is None:
+            raise ValueError(f"this model draws classes: give a class number with --prompt, from 0 to {n - 1}")
+        _label(prompt, n)
+    if guided and not negative and n != IMAGENET_AND_NONE:
+        raise ValueError(
+            f"none of this model's {n} classes is known to stand for no class, which guidance leads away from; give "
+            "the one that does with --negative_prompt, or draw without guidance, with --scale 1"
+        )
 
 
 def conditionings(model, kind: str, prompts: Sequence[str], negative: str, guided: bool) -> tuple[Any, Any]:
@@ -63,15 +125,21 @@ def conditionings(model, kind: str, prompts: Sequence[str], negative: str, guide
     if kind == "text":
         cond = model.get_learned_conditioning(list(prompts))
         return cond, model.get_learned_conditioning([negative] * len(prompts)) if guided else None
-    labels = [_label(prompt) for prompt in prompts]
-    other = [_label(negative) if negative else model.cond_stage_model.n_classes - 1] * len(labels)
-    return model.get_learned_conditioning(labels), model.get_learned_conditioning(other) if guided else None
+    n = model.cond_stage_model.n_classes
+    cond = model.get_learned_conditioning([_label(prompt, n) for prompt in prompts])
+    if not guided:
+        return cond, None
+    other = _label(negative, n) if negative else n - 1  # the last: see `check_classes`
+    return cond, model.get_learned_conditioning([other] * len(prompts))
 
 
-def _label(prompt: str) -> int:
-    if not prompt.strip().isdecimal():
+def _label(prompt: str, n: int) -> int:
+    number = prompt.strip()
+    if not number.isdecimal():
         raise ValueError(f"this model draws classes: give a class number as the prompt, such as 207, not {prompt!r}")
-    return int(prompt)
+    if len(number) > 18 or int(number) >= n:  # Python reads no endless numbers, and torch none beyond int64
+        raise ValueError(f"class {number[:18]}{'…' * (len(number) > 18)} is not there; the model knows 0 to {n - 1}")
+    return int(number)
 
 
 def unguided(options: dict, opt: argparse.Namespace) -> dict:

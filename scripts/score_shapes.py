@@ -24,6 +24,7 @@ from txt2img import guided, sample
 
 PARTS = ("count", "colour", "shape", "size", "place", "background")
 GROUPS = ("one thing", "two things", "three things", "held-out pair")
+A_KIND = {"class": "a class number", "nothing": "nothing"}
 SEED = 2021  # of the test scenes; the training uses others
 
 
@@ -93,9 +94,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
+def check(config, opt: argparse.Namespace) -> None:
+    """What would be found too late, after the sampling: a model that reads no captions, and a table without a place."""
+    if (kind := _model.told_by(config)) != "text":
+        raise ValueError(f"the scenes are asked for by captions, but this model is told {A_KIND[kind]}; score another")
+    if opt.json:
+        _cli.check_writable(opt.json.parent, "--json")
+        if opt.json.is_dir():
+            raise IsADirectoryError(f"--json {opt.json} is a folder; give a file's name")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     config, checkpoint, _ = _model.open_model(opt)
+    check(config, opt)
 
     import torch
 
@@ -103,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.data.checker import score
 
     device = _machine.pick_device(opt.device)
-    dtype = _machine.pick_dtype(opt.precision or config.get("precision", "auto"), device)
+    dtype = _machine.pick_dtype(opt.precision or config.precision, device)
     sampler_class = _config.sampler_class(config)
     built, options = _config.sampler_options(config, sampler_class, opt)
     model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.data.shapes import BACKGROUNDS, COLOURS, PLACES, RADII, SHAPES, Shapes
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.modules.encoders.caption import CaptionEncoder
 from ldm.util import instantiate_from_config
 
 
@@ -153,10 +155,20 @@ def export(model: nn.Module, path: Path) -> None:
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
 
 
+def check(model: nn.Module) -> None:
+    """ValueError for a config's model that the stages below could not train to the end."""
+    for name, kind in {"first_stage_model": AutoencoderKL, "cond_stage_model": CaptionEncoder}.items():
+        part = getattr(model, name, None)
+        if not isinstance(part, kind):
+            raise ValueError(f"the config's {name} is {type(part).__name__}; what is trained here is {kind.__name__}")
+    if not isinstance(model.scale_factor, Tensor):
+        raise ValueError("the latents' scale is measured here: set model.params.scale_by_std to true in the config")
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _cli.Parser("train_shapes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count = _cli.number(int, 1)
-    parser.add_argument("--config", help="(default: configs/shapes.yaml)")
+    parser.add_argument("--config", type=_cli.a_path, help="(default: configs/shapes.yaml)")
     parser.add_argument("--out", type=Path, default=Path("runs/shapes"), help="where the training's state lives")
     parser.add_argument("--ae_steps", type=count, default=3400, help="of the autoencoder (default: %(default)s)")
     parser.add_argument("--caption_steps", type=count, default=800, help="of the encoder (default: %(default)s)")
@@ -172,8 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     args.device = str(_machine.pick_device(args.device))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args.out.mkdir(parents=True, exist_ok=True)
     model = instantiate_from_config(_config.load_config(args.config).model)
+    check(model)
+    args.out.mkdir(parents=True, exist_ok=True)
     train_autoencoder(model.first_stage_model, args)
     model.first_stage_model.requires_grad_(False)
     train_caption_encoder(model.cond_stage_model, args)

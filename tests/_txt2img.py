@@ -45,7 +45,8 @@ CONFIG = {
 
 def draw(run, *flags, out="out"):
     """Run it, expect success, and return (pixels, settings) of each picture in order."""
-    status, _, said = run("--prompt", "a red circle", "--skip_grid", "--outdir", out, *flags)
+    prompt = [] if "--from-file" in flags else ["--prompt", "a red circle"]
+    status, _, said = run(*prompt, "--skip_grid", "--outdir", out, *flags)
     assert status == 0, said
     paths = sorted(Path(out, "samples").glob("*.png"))
     return [(np.asarray(Image.open(path)).astype(int), read_settings(path)) for path in paths]

@@ -50,6 +50,25 @@ def test_a_precision_that_is_named_is_taken():
         _machine.pick_dtype("fp16", CPU)
 
 
+@pytest.mark.parametrize("name", ["half", None, 16, ["bf16"]])
+def test_a_precision_that_is_not_known_is_an_error_with_the_choices(name):
+    with pytest.raises(ValueError, match="precision is .*; choose one of auto, full, bf16, fp16, autocast"):
+        _machine.pick_dtype(name, CPU)
+
+
+def test_a_device_that_is_not_there_is_named_in_one_sentence(monkeypatch):
+    def dispatch(*_, **__):
+        raise RuntimeError(
+            f"Could not run 'aten::empty' with arguments from the 'MPS' backend. {'This could be ' * 99}"
+        )
+
+    monkeypatch.setattr(torch, "empty", dispatch)
+    with pytest.raises(
+        ValueError, match=r"\(Could not run 'aten::empty' with arguments from the 'MPS' backend\); auto"
+    ):
+        _machine.pick_device("mps")
+
+
 class Model(nn.Module):
     """Its autoencoder doubles the latents; `limit` is where float16 gives NaN."""
 
@@ -88,6 +107,20 @@ def test_latents_that_overflowed_are_an_error_with_the_remedy(dtype, remedy, bad
     latents[1, 0, 0, 0] = bad
     with pytest.raises(ValueError, match=f"overflowed in {str(dtype).removeprefix('torch.')}.*{remedy}"):
         _machine.decode(Model(dtype), latents)
+
+
+def test_pictures_that_overflow_in_float32_are_not_told_to_be_computed_in_full_precision():
+    model = Model(torch.float32)
+    model.decode_first_stage = lambda z: z / 0
+    with pytest.raises(
+        ValueError, match=r"autoencoder overflowed in float32.*check the checkpoint.*scale_factor"
+    ) as error:
+        _machine.decode(model, LATENTS)
+    assert "precision" not in str(error.value)
+    half = Model(torch.float16)
+    half.decode_first_stage = lambda z: z / 0
+    with pytest.warns(UserWarning, match="float32 from here on"), pytest.raises(ValueError, match="in float32"):
+        _machine.decode(half, LATENTS)
 
 
 def test_flat_pictures_in_half_precision_are_named():

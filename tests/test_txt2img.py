@@ -6,6 +6,7 @@ from pathlib import Path
 
 import _cli
 import _config
+import _model
 import numpy as np
 import pytest
 import torch
@@ -54,6 +55,44 @@ def test_a_pictures_settings_make_it_again(run):
     )  # fmt: skip
     assert seen["seed"] == 8 and seen["model"] == "tiny" and seen["sampler"] == "DDIM"
     assert difference(made, again[0]) <= 1 and seen == again[0][1]
+
+
+def test_a_pictures_settings_tell_the_model_that_drew_it(run, tiny, tmp_path, monkeypatch):
+    one = ["--n_samples", 1, "--n_iter", 1]
+    plain = draw(run, *one, out="a")[0][1]
+    assert plain["config"] == plain["model"] == "tiny" and "ema" not in plain and "overrides" not in plain
+    change = "model.params.scale_factor=2.0"
+    changed = draw(run, *one, change, "sampler.params.eta=0.1", out="b")[0][1]
+    assert changed["overrides"] == [change] and changed["eta"] == 0.1
+    (tmp_path / "sd-v1.5").mkdir()
+    opt = txt2img.parse(["--ema", "--ckpt", "sd-v1.5"])
+    assert _model._told(opt, "sd-v1.5", "x") == {"model": "sd-v1.5", "config": "x", "ema": True}
+    monkeypatch.chdir("sd-v1.5")
+    assert _model._told(opt, ".", "x")["model"] == "sd-v1.5"
+    (tmp_path / "name.ckpt").symlink_to(tiny[3])
+    assert _model._told(opt, str(tmp_path / "name.ckpt"), "x")["model"] == "name"
+
+
+def test_the_config_that_a_file_shows_itself_to_be_is_told(run, tmp_path):
+    (tmp_path / "mine.ckpt").symlink_to(_config.BUNDLED_CKPT)
+    model = ["--ckpt", str(tmp_path / "mine.ckpt"), "--device", "cpu"]
+    flags = ["--n_samples", 1, "--n_iter", 1, "--ddim_steps", 1]
+    told = draw(lambda *given: run(*given, model=model), *flags)[0][1]
+    assert (told["model"], told["config"]) == ("mine", "shapes")
+
+
+def test_an_empty_prompt_is_drawn_as_one(run):
+    one = ["--n_samples", 1, "--n_iter", 1]
+    empty, default = (
+        draw(run, *one, "--prompt", prompt, out=f"{k}")[0] for k, prompt in enumerate(["", txt2img.PROMPT])
+    )
+    assert empty[1]["prompt"] == "" and difference(empty, default) > 0
+
+
+def test_iterations_are_planned_as_they_come():
+    opt = txt2img.parse(["--n_iter", str(10**12), "--n_samples", "2"])
+    parts = txt2img.batches(txt2img.plan(["a", "b", "c"], opt), 2)
+    assert [next(parts), next(parts)] == [[("a", 42), ("b", 43)], [("c", 44), ("a", 45)]]
 
 
 def test_each_line_of_a_file_is_drawn_once_and_the_last_batch_may_be_smaller(run):

@@ -26,6 +26,53 @@ def test_any_option_of_the_sampler_can_be_set_in_the_config(run):
     assert difference(plain, other) > 0 and other[1]["ddim_discretize"] == "quad" and other[1]["eta"] == 1
 
 
+def test_the_precision_can_be_overridden_in_every_config(run, tiny, tmp_path):
+    config = {key: value for key, value in CONFIG.items() if key != "precision"}
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "plain.yaml")
+    model = ["--config", str(tmp_path / "plain.yaml"), *tiny[2:]]
+    drawn = draw(lambda *flags: run(*flags, model=model), "precision=bf16", "--n_samples", 1, "--n_iter", 1)
+    assert drawn[0][1]["precision"] == "bfloat16"
+    assert _config.load_config(tmp_path / "plain.yaml").precision == "auto"
+
+
+def test_a_config_can_be_named_as_the_script_prints_it():
+    from ldm.checkpoint import config_path
+
+    name = "stable-diffusion/v1-inference"
+    assert _config.load_config(name) == _config.load_config(config_path(name))
+
+
+def test_the_bundled_config_by_its_name_needs_no_ckpt(run):
+    status, _, said = run("--ddim_steps", 2, "--n_samples", 1, "--n_iter", 1, model=("--config", "shapes"))
+    assert status == 0, said
+
+
+def test_what_a_training_wrote_beside_the_model_is_not_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "7")
+    others = {
+        "data": {"params": {"root": "${oc.env:SECRET}", "size": 8}, "n": "${.params.size}"},
+        "lightning": "${x:y}",
+    }
+    OmegaConf.save(OmegaConf.create({**CONFIG, **others}), tmp_path / "a.yaml")
+    assert "data" not in _config.load_config(tmp_path / "a.yaml")
+    others["data"]["params"]["root"] = "here"
+    params = {**CONFIG["model"]["params"], "a": "${data.n}", "b": "${...data.params.root}"}
+    OmegaConf.save(
+        OmegaConf.create({**CONFIG, **others, "model": {**CONFIG["model"], "params": params}}), tmp_path / "b.yaml"
+    )
+    read = _config.load_config(tmp_path / "b.yaml", ["data.params.size=9"]).model.params
+    assert (read.a, read.b) == (9, "here")
+
+
+def test_a_resolver_in_a_section_that_the_model_refers_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "7")
+    config = OmegaConf.create({**CONFIG, "data": "${other.root}", "other": {"root": "${oc.env:SECRET}"}})
+    config.sampler.params.note = "${data}"
+    OmegaConf.save(config, tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match="oc.env:SECRET"):
+        _config.load_config(tmp_path / "a.yaml")
+
+
 def test_a_config_without_a_sampler_gets_compvis_defaults():
     config = OmegaConf.create({"sampler": {"params": {}}})
     from ldm.sampling import DDIMSampler
@@ -97,7 +144,7 @@ def test_fixed_code_uses_n_samples_seeds_in_every_iteration_wherever_batches_beg
 
 
 def test_flags_of_compvis_mean_what_they_meant():
-    opt = txt2img.parse("--prompt x --outdir o --skip_grid --skip_save --ddim_steps 20 --fixed_code --ddim_eta 0.5 "
+    opt = txt2img.parse("--outdir o --skip_grid --skip_save --ddim_steps 20 --fixed_code --ddim_eta 0.5 "
                         "--n_iter 3 --H 64 --W 64 --C 4 --f 8 --n_samples 5 --n_rows 6 --scale 3 --from-file p "
                         "--config c --ckpt k --seed 1 --precision full".split())  # fmt: skip
     assert (opt.ddim_steps, opt.ddim_eta, opt.scale, opt.n_iter, opt.n_samples) == (20, 0.5, 3.0, 3, 5)

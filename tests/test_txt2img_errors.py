@@ -1,5 +1,7 @@
 """What a user can do wrong with scripts/txt2img.py is one line and exit status 2."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,36 @@ def no_model(monkeypatch):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--n_samples", 0], "--n_samples: '0': give an integer of at least 1"),
+        (["--n_samples", 0], "--n_samples: '0': give an integer from 1 to 100000"),
+        (["--n_samples", 10**9], "--n_samples: '1000000000': give an integer from 1 to 100000"),
+        (["--n_iter", 0], "--n_iter: '0': give an integer of at least 1"),
+        (["--ckpt", ""], "--ckpt: the path is empty"),
+        (["--config", ""], "--config: the path is empty"),
+        (["--from-file", ""], "--from-file: the path is empty"),
+        (["--from-file", "empty.txt", "--prompt", ""], "--prompt: not allowed with argument --from-file"),
+        (["--prompt", "a \udcff"], "--prompt: 'a \\udcff' is not text"),
+        (["--negative_prompt", "\udcff"], "--negative_prompt: '\\udcff' is not text"),
+        (["precision=foo"], "precision is 'foo'; choose one of auto, full, bf16, fp16, autocast"),
+        (["precision=null"], "precision is None; choose one of"),
+        (["precision=[bf16]"], "precision is ['bf16']; choose one of"),
+        (["--config", "folder"], "config 'folder' is a folder; a diffusers folder goes to --ckpt"),
+        (["--config", "latin.yaml"], "config 'latin.yaml' is not YAML text"),
+        (["--config", "binary.txt"], "config 'binary.txt' is not YAML text"),
+        (["--config", "zeros.yaml"], "config 'zeros.yaml' is not YAML text"),
+        (["--config", "deep.yaml"], "config 'deep.yaml' is nested too deeply"),
+        ([f"model.params.x={'[' * 3000}"], "override 'model.params.x="),
+        (["--config", "stable-diffusion/v9"], "config 'stable-diffusion/v9' does not exist; give the path"),
+        (["model.params.conditioning_key=sideways"], "model.params.conditioning_key is 'sideways'; choose one of"),
+        (["model.params.conditioning_key=adm"], "told a vector"),
+        (["model.params.cond_stage_config=__is_first_stage__"], "draws from a picture or a map"),
+        (["model.params.cond_stage_config.target=ldm.modules.encoders.modules.SpatialRescaler"], "'SpatialRescaler'"),
+        (
+            [
+                "model.params.cond_stage_config.target=ldm.modules.encoders.modules.BERTEmbedder",
+                "model.params.cond_stage_config.params.use_tokenizer=false",
+            ],
+            "told numbers, not words (BERTEmbedder",
+        ),
         (["--ddim_steps", 0], "--ddim_steps: '0'"),
         (["--scale", "nan"], "--scale: 'nan': give a number"),
         (["--seed", -1], "--seed: '-1'"),
@@ -54,6 +85,10 @@ def test_bad_input_is_one_line_before_a_model_is_loaded(flags, said, run, no_mod
     Path("empty.txt").write_text(" \n\n")
     Path("binary.txt").write_bytes(b"\xff\xfe\x00")
     Path("broken.yaml").write_text("model: [1\nx: }")
+    Path("latin.yaml").write_bytes("model: é".encode("latin-1"))
+    Path("zeros.yaml").write_bytes(b"model: \0")
+    Path("deep.yaml").write_text("model: " + "[" * 3000 + "]" * 3000)
+    Path("folder").mkdir()
     status, out, err = run(*flags)
     assert status == 2 and not out
     assert len(err) == 1 and err[0].startswith("txt2img: error: ") and said in err[0]
@@ -135,12 +170,46 @@ def test_a_config_needs_its_own_weights(run, tiny):
     assert status == 2 and "needs its weights: give --ckpt" in err[0]
 
 
+def test_latents_that_overflow_are_an_error_with_the_flag_that_helps(run, monkeypatch):
+    from ldm.models.diffusion.ddpm import LatentDiffusion
+
+    apply = LatentDiffusion.apply_model
+    monkeypatch.setattr(LatentDiffusion, "apply_model", lambda self, *given: apply(self, *given) * torch.nan)
+    remedies = {
+        "full": "in float32 (the latents are not finite (NaN or Inf) after step 1 of 4); check the checkpoint and the "
+        "config (scale, scale_factor)",
+        "fp16": "float16 (the latents are not finite (NaN or Inf) after step 1 of 4); compute with --precision full",
+        "bf16": "bfloat16 (the latents are not finite (NaN or Inf) after step 1 of 4); compute with --precision full",
+    }
+    for precision, remedy in remedies.items():
+        status, _, err = run("--outdir", "out", "--precision", precision)
+        assert status == 2 and remedy in err[-1] and not list(Path("out").rglob("*.png"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_read(run, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("ldm.checkpoint.load_checkpoint", lambda *_: pytest.fail("the weights were opened"))
+    status, _, err = run("--outdir", "out")
+    assert status == 2 and "--outdir: no file can be made in 'out/samples' (Read-only file system)" in err[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_so_is_one_without_permission(run):
+    Path("out/samples").mkdir(parents=True, mode=0o555)
+    status, _, err = run("--outdir", "out")
+    assert status == 2 and "no file can be made in 'out/samples' (Permission denied)" in err[0]
+
+
 def test_nan_from_the_model_is_an_error_and_no_picture(run, monkeypatch):
     from ldm.models.diffusion.ddpm import LatentDiffusion
 
     monkeypatch.setattr(LatentDiffusion, "decode_first_stage", lambda self, z: torch.full((len(z), 3, 8, 8), torch.nan))
     status, _, err = run("--outdir", "out")
-    assert status == 2 and "NaN" in err[0] and not list(Path("out").rglob("*.png"))
+    assert status == 2 and "autoencoder overflowed in float32 (NaN" in err[0] and "--precision" not in err[0]
+    assert not list(Path("out").rglob("*.png"))
 
 
 def test_a_mistake_of_ours_is_not_hidden(run, monkeypatch):

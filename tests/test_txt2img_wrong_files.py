@@ -60,6 +60,12 @@ def not_torchs_zip(path):
         archive.writestr("notes.txt", "hello")
 
 
+def part_of_a_pipeline(path):
+    path.mkdir()
+    (path.parent / "model_index.json").write_text("{}")
+    (path / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+
+
 WRONG = {
     "truncated.safetensors": (truncated, "truncated"),
     "empty.ckpt": (lambda path: path.write_bytes(b""), "is empty"),
@@ -76,9 +82,19 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+DESCRIPTIONS = {  # what describes a model and is taken for it; some have a message together
+    "model_index.json": (lambda path: path.write_text('{"_class": {"a": 1}}'), "folder that model_index.json is in"),
+    "braces.json": (lambda path: path.write_text('{"abcd":{}}'), "is JSON, which only describes a model"),
+    "v1-inference.yaml": (lambda path: path.write_text("model:\n  target: x\n"), "give it with --config"),
+    "model.YML": (lambda path: path.write_text("channels: 4\n"), "give it with --config"),
+    "page.json": (lambda path: path.write_text("<html>404</html>"), "HTML"),
+    "unet": (part_of_a_pipeline, "is a part of a diffusers folder; give the whole: "),
+}
+
+
+@pytest.mark.parametrize("name", WRONG | DESCRIPTIONS)
 def test_a_wrong_file_is_one_line_that_names_it_and_what_is_wrong(name, run, tmp_path):
-    make, said = WRONG[name]
+    make, said = (WRONG | DESCRIPTIONS)[name]
     make(tmp_path / name)
     status, out, err = run("--prompt", "a dog", model=["--ckpt", str(tmp_path / name), "--device", "cpu"])
     assert status == 2 and out == [] and len(err) == 1
