@@ -274,7 +274,7 @@ def test_a_first_stage_that_conditions_may_have_been_saved_twice_and_nothing_els
     network = {k: v for k, v in weights.items() if not k.startswith("cond_stage_model.")}
     config = small_config(cond_stage_config="__is_first_stage__")
     load_model(config, saved(tmp_path / "a.safetensors", {**network, **twice}))
-    with pytest.raises(CheckpointError, match="unexpected: cond_stage_model.encoder"):
+    with pytest.raises(CheckpointError, match="unexpected: cond_stage_model.decoder"):
         load_model(small_config(), saved(tmp_path / "b.safetensors", {**weights, **twice}))
 
 
