@@ -261,3 +261,19 @@ def test_a_step_can_be_differentiated():
     x = start().requires_grad_()
     scheduler().step(x.sin(), 900, x).prev_sample.sum().backward()
     assert x.grad.abs().min() > 0
+
+
+def test_sigma_large_adds_the_larger_noise_to_the_same_mean():
+    x, noise = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    steps = {}
+    for sigma in ("small", "large"):
+        ours = DDIMScheduler(sigma=sigma, eta=1.0, clip_sample=False)
+        ours.set_timesteps(10)
+        steps[sigma] = [ours.step(0.3 * x, 500, x, variance_noise=n).prev_sample for n in (0 * noise, noise)]
+    torch.testing.assert_close(steps["small"][0], steps["large"][0])
+    now, to = (ours._level(t) for t in (500, 400))
+    torch.testing.assert_close(steps["large"][1] - steps["large"][0], (1 - now / to) ** 0.5 * noise)
+    with pytest.raises(ValueError, match='sigma = "large".*eta = 1'):
+        ours.step(x, 500, x, eta=0.5)
+    with pytest.raises(ValueError, match="sigma = 'huge': choose one of small, large"):
+        DDIMScheduler(sigma="huge")

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from .noise import noise_source
 from .prediction import eps_from_x0, limit_x0, predict
+from .schedule import Levels
 from .scheduler_base import SchedulerBase
 from .scheduler_config import KINDS
 from .transition import ddim_sigma, ddim_step
@@ -64,6 +65,7 @@ class DDIMScheduler(SchedulerBase):
                              "trailing" and "linspace"; and where the last leading timestep is T // S or more
     eta                      `step`'s where that is given none: 0 deterministic … 1 DDPM
     use_clipped_model_output the same: whether eps is derived again from the limited x0, as in GLIDE
+    sigma                    with eta = 1, "large" gives DDPM's larger variance, σ̂ (Song et al. 2021, section 5)
 
     diffusers' `save_pretrained` of a pipeline saves no foreign scheduler: put diffusers' own back before,
     `pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)`.
@@ -98,7 +100,10 @@ class DDIMScheduler(SchedulerBase):
         x0, eps = self._predict(x_t, output, alpha_bar)
         if use_clipped_model_output:
             eps = eps_from_x0(x_t, x0, alpha_bar)
-        noise = self._noise(x_t, generator, variance_noise) if eta > 0 else 0.0
+        scale = 1.0
+        if self.config.sigma == "large":
+            (scale,) = Levels.of((0,), (alpha_bar,), (alpha_bar_prev,), eta, "large").noise_scale
+        noise = scale * self._noise(x_t, generator, variance_noise) if eta > 0 else 0.0
         prev = ddim_step(x0, eps, alpha_bar_prev, ddim_sigma(alpha_bar, alpha_bar_prev, float(eta)), noise)
         found = DDIMSchedulerOutput(prev.to(dtype), x0.to(dtype))
         return found if return_dict else found.to_tuple()

@@ -65,6 +65,7 @@ class SchedulerBase:
         step_rule: str = "next",
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
+        sigma: str = "small",
     ):
         check_config(self.config)
         betas = self._make_betas()

@@ -18,7 +18,7 @@ FILE = "scheduler_config.json"
 
 # The options that diffusers' schedulers do not have. A config mentions them only where they differ from these, so that
 # diffusers reads the others without a word, and says of these that it ignores them.
-OURS = {"step_rule": "next", "eta": 0.0, "use_clipped_model_output": False}
+OURS = {"step_rule": "next", "eta": 0.0, "use_clipped_model_output": False, "sigma": "small"}
 
 
 class Word(NamedTuple):
@@ -238,6 +238,7 @@ def check_config(c: Mapping[str, Any]) -> None:
         ("prediction_type", KINDS),
         ("timestep_spacing", SPACINGS),
         ("step_rule", STEP_RULES),
+        ("sigma", ("small", "large")),
     ):
         if c[name] not in choices:
             raise ValueError(f"{name} = {c[name]!r}: choose one of {', '.join(choices)}")
