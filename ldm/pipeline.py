@@ -145,11 +145,13 @@ class DDIMPipeline:
         scheduler that has betas, and the first folders, without sub-folders. CheckpointError says what is missing or
         what cannot be loaded; FileNotFoundError, that there is no such folder.
         """
+        if not str(path):
+            raise FileNotFoundError("path is empty: give the folder of a pipeline")
         folder = Path(path)
         if unknown := [name for name in options if name not in _NO_EFFECT]:
             raise TypeError(f"from_pretrained has no argument {some(unknown)}; it takes {some(sorted(_NO_EFFECT), 9)}")
         if not folder.is_dir():
-            folder = _download(str(path), {name: options.pop(name) for name in _HUB if name in options})
+            folder = _download(path, {name: options.pop(name) for name in _HUB if name in options})
         if options:
             warnings.warn(f"{some(options)} has no effect here: the folder is read as it is", stacklevel=2)
         _check_class(folder)
@@ -180,8 +182,8 @@ def _check_request(batch_size: int, eta: float, output_type: str) -> None:
     if output_type not in _OUTPUTS:
         choices = ", ".join(map(repr, _OUTPUTS))
         raise ValueError(f"output_type={output_type!r} is not known; choose one of {choices}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size!r}: give the number of pictures, at least 1")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: give the number of pictures, a whole number of at least 1")
     check_numbers(eta=eta)
 
 
@@ -227,19 +229,22 @@ def _part(folder: Path, name: str, file: str) -> Path:
     return folder if old else folder / name
 
 
-def _download(name: str, options: dict[str, Any]) -> Path:
-    """The local copy of a repository on the hub; .bin weights only where there are no others."""
-    if not _HUB_NAME.fullmatch(name) or Path(name).exists():
-        raise FileNotFoundError(f"{name!r} is no folder; give that of a pipeline, with a {_INDEX} in it")
+def _download(name: str | Path, options: dict[str, Any]) -> Path:
+    """The local copy of a repository on the hub; its weights only if it is a pipeline of this kind, .bin only where
+    there are no others."""
+    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or Path(name).exists():
+        raise FileNotFoundError(f"{str(name)!r} is no folder; give that of a pipeline, with a {_INDEX} in it")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError(
             f"{name!r} is no folder here; to load the repository of this name from the hub, install huggingface_hub"
         ) from error
+    folder = Path(snapshot_download(name, allow_patterns=["*.json"], **options))
+    _check_class(folder)
     for suffix in ("safetensors", "bin"):
-        wanted = ["*.json", f"*diffusion_pytorch_model*.{suffix}"]
-        folder = Path(snapshot_download(name, allow_patterns=wanted, **options))
-        if any(folder.rglob(wanted[1])):
+        weights = f"diffusion_pytorch_model.{suffix}"
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", f"unet/{weights}", weights], **options))
+        if any(folder.rglob(weights)):
             break
     return folder

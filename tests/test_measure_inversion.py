@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import measure_inversion
+import pytest
 
 PAGE = Path(__file__).parent.parent / "docs" / "inversion.md"
 
@@ -27,3 +28,11 @@ def test_the_page_shows_what_its_commands_print():
         head, _, *rows = table.splitlines()
         assert head == "| S | " + " | ".join(f"refine={n}" for n in opt.refine) + " |"
         assert [int(row.split("|")[1]) for row in rows] == opt.steps
+
+
+def test_the_pages_numbers_are_what_the_command_prints(capsys):
+    """Its cheapest row, to the digits that another machine's rounding leaves."""
+    measure_inversion.main(["--steps", "10", "--refine", "0", "2", "--device", "cpu"])
+    printed = [float(v) for v in capsys.readouterr().out.splitlines()[2].strip("| ").split("|")[1:]]
+    row = re.search(r"^\| 10 \| (\S+) \| (\S+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
+    assert printed == pytest.approx([float(row[1]), float(row[2])], rel=0.2)

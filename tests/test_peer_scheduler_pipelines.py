@@ -11,6 +11,7 @@ from _scheduler import SD
 from ldm.sampling import DDIMScheduler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
 
 def test_each_reads_the_others_file(tmp_path, caplog):

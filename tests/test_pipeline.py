@@ -158,7 +158,7 @@ def test_the_bar_counts_steps_and_can_be_off(capfd):
     "wrong, message",
     [
         ({"output_type": "jpg"}, "output_type='jpg' is not known; choose one of 'pil', 'np', 'pt'"),
-        ({"batch_size": 0}, "batch_size=0: give the number of pictures, at least 1"),
+        ({"batch_size": 0}, "batch_size=0: give the number of pictures, a whole number of at least 1"),
         ({"eta": -1}, "eta = -1: choose 0"),
         ({"generator": generators(1, 2)}, "generator holds 2, but batch_size is 1: give one for each sample"),
     ],

@@ -225,9 +225,10 @@ def test_a_name_on_the_hub_is_downloaded_without_what_is_not_needed(pipe, folder
     assert torch.equal(draw(loaded), draw(pipe))
     names, options = zip(*calls)
     assert set(names) == {"google/ddpm-cifar10-32"}
-    patterns = [["*.json", f"*{WEIGHTS}*.{kind}"] for kind in ("safetensors", "bin")]
+    weights = [f"{WEIGHTS}.{kind}" for kind in ("safetensors", "bin")]
+    patterns = [["*.json"], *(["*.json", f"unet/{file}", file] for file in weights)]
     assert [o.pop("allow_patterns") for o in options] == patterns[: len(calls)]
-    assert len(calls) == (2 if suffix == "bin" else 1)
+    assert len(calls) == (3 if suffix == "bin" else 2)
     assert all(o == {"revision": "main", "token": None} for o in options)
 
 
@@ -236,3 +237,21 @@ def test_options_for_downloads_are_said_to_change_nothing_in_a_folder(folder):
         DDIMPipeline.from_pretrained(folder, use_safetensors=True, revision="main")
     with pytest.raises(TypeError, match="from_pretrained has no argument torch_type"):
         DDIMPipeline.from_pretrained(folder, torch_type=torch.float16)
+
+
+def test_no_weights_are_downloaded_of_another_kind_of_pipeline_and_a_path_is_never_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    asked = []
+
+    def snapshot_download(name, allow_patterns, **options):
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(CheckpointError, match="StableDiffusionPipeline"):
+        DDIMPipeline.from_pretrained("somebody/stable-diffusion")
+    assert asked == [["*.json"]]
+    for path in (tmp_path / "missing", ""):
+        with pytest.raises(FileNotFoundError):
+            DDIMPipeline.from_pretrained(path)
+    assert len(asked) == 1

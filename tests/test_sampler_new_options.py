@@ -1,6 +1,7 @@
 """Options that diffusers, Bumblebee and ermongroup/ddim have: identities first, then a peer's numbers."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -102,12 +103,11 @@ def test_sigma_hat_and_eta_one_agree_in_the_limit():
         sampler.make_schedule(s, ddim_eta=1.0, verbose=False, sigma="large")
         a = levels(sampler, sampler.model.alpha_bar[0])[::-1]
         hat = (1 - a[1:] / a[:-1]) ** 0.5
-        torch.testing.assert_close(sampler.ddim_sigmas, torch.as_tensor(hat, dtype=torch.float32))
-        small = DDIMSampler(sampler.model)
-        small.make_schedule(s, ddim_eta=1.0, verbose=False)
-        half = s // 2
-        assert (sampler.ddim_sigmas[1:] > small.ddim_sigmas[1:]).all(), "the larger one"
-        ratios.append((sampler.ddim_sigmas[half] / small.ddim_sigmas[half]).item() - 1)
+        small, scale = np.array(sampler.levels().sigma), np.array(sampler.levels().noise_scale)
+        np.testing.assert_allclose((small * scale)[1:], hat[1:])
+        torch.testing.assert_close(sampler.ddim_sigmas, torch.as_tensor(small, dtype=torch.float32))  # what bodies read
+        assert (scale[1:] > 1).all(), "the larger one"
+        ratios.append(scale[s // 2] - 1)
     assert ratios[0] > 5 * ratios[1] > 25 * ratios[2] > 0, ratios
 
 
@@ -241,3 +241,29 @@ def test_an_override_of_make_schedule_gets_what_is_said_and_nothing_else():
     run(sampler=Hears(Model()), final_alpha="first", zero_terminal_snr=False, sigma="small")
     run(sampler=Hears(Model()), final_alpha="one", steps_offset=0, sigma="small")
     assert heard == [{}, {"final_alpha": "one", "steps_offset": 0}]
+
+
+@pytest.mark.parametrize("name", ["zero_terminal_snr", "rederive_eps", "batch_guidance", "blend_final"])
+@pytest.mark.parametrize("value", ["false", math.nan, 2])
+def test_a_yes_or_no_in_other_words_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} = .*: choose True or False"):
+        run(**{name: value})
+
+
+def test_encode_says_that_a_noisy_schedule_does_not_come_back():
+    sampler = DDIMSampler(Model())
+    for eta, said in ((1.0, 1), (0.0, 0)):
+        sampler.make_schedule(5, ddim_eta=eta, verbose=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            sampler.encode(X_T, None, 5)
+        assert sum("eta is not 0" in str(w.message) for w in caught) == said
+
+
+def test_sigma_large_is_said_to_be_beyond_a_step_of_ones_own():
+    class Own(DDIMSampler):
+        def p_sample_ddim(self, *args, **kwargs):
+            return super().p_sample_ddim(*args, **kwargs)
+
+    with pytest.warns(UserWarning, match="has to call super"):
+        run(sampler=Own(Model()), sigma="large", eta=1.0)

@@ -71,6 +71,9 @@ class Options:
             raise ValueError(f'final_alpha = {self.final_alpha!r}: choose "first" (ᾱ of timestep 0) or "one"')
         if self.sigma not in ("small", "large"):
             raise ValueError(f'sigma = {self.sigma!r}: choose "small" (eta decides) or "large" (DDPM\'s σ̂)')
+        for name in ("zero_terminal_snr", "rederive_eps", "batch_guidance", "blend_final"):
+            if getattr(self, name) not in (True, False) or isinstance(getattr(self, name), float):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: choose True or False")
         numbers = ("steps_offset", "guidance_rescale", "clip_x0", "dynamic_threshold_max")
         check_numbers(**without_none(**{name: getattr(self, name) for name in numbers}))
         if self.guidance_interval is not None:

@@ -103,7 +103,9 @@ class Sampler(nn.Module):
         """
         check_model(self.model)
         total = int(self.model.num_timesteps)  # read again: `model` may be another than the constructor's
-        Options(final_alpha=final_alpha, steps_offset=steps_offset, sigma=sigma)  # refuses what cannot be
+        Options(  # refuses what cannot be
+            final_alpha=final_alpha, steps_offset=steps_offset, sigma=sigma, zero_terminal_snr=zero_terminal_snr
+        )
         if idle := idle_offset(steps_offset, timesteps, ddim_discretize):
             warn(idle)
         if timesteps is None:
@@ -120,11 +122,11 @@ class Sampler(nn.Module):
         self._levels = {False: ddim, True: original}
         self.levels_are_the_models = betas is None and not zero_terminal_snr
         buffers = schedule.buffers() | {
-            "ddim_sigmas": np.multiply(ddim.sigma, ddim.noise_scale),
+            "ddim_sigmas": ddim.sigma,
             "ddim_alphas": ddim.alpha_bar,
             "ddim_alphas_prev": ddim.alpha_bar_prev,
             "ddim_sqrt_one_minus_alphas": np.sqrt(1 - alphas),
-            "ddim_sigmas_for_original_num_steps": np.multiply(original.sigma, original.noise_scale),
+            "ddim_sigmas_for_original_num_steps": original.sigma,
         }
         for name, values in buffers.items():  # the cast: the loop reads the float64 levels, not these
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))

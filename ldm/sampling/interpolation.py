@@ -34,4 +34,5 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     from_a = torch.where(straight, 1 - w, torch.sin((1 - w) * angle) / sine)
     from_b = torch.where(straight, w, torch.sin(w * angle) / sine)
     mixed = from_a * u + from_b * v
-    return mixed.reshape(len(mixed), *a.shape[1:]).to(torch.promote_types(a.dtype, b.dtype))
+    given = torch.promote_types(a.dtype, b.dtype)
+    return mixed.reshape(len(mixed), *a.shape[1:]).to(given if given.is_floating_point else dtype)

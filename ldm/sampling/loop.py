@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .arguments import Options, Request, without_none
+from .arguments import Options, Request, warn, without_none
 from .checks import check_finite, check_predictions, check_request, warn_idle
 from .guidance import Conditioning, guidance_scales
 from .mask import keep_known
@@ -81,6 +81,11 @@ class Run:
         )
         check_request(cond, shape, request, options, levels)
         check_predictions(sampler.model, levels, request.quantize_x0)
+        if caller == "encode" and any(levels.sigma):
+            warn("eta is not 0: decode adds noise and will not come back; call make_schedule with ddim_eta=0")
+        overridden = not type(sampler).p_sample_ddim.__module__.startswith(__package__)
+        if overridden and any(scale != 1 for scale in levels.noise_scale):
+            warn('sigma = "large" is not in ddim_sigmas: a p_sample_ddim of your own has to call super().p_sample_ddim')
         warn_idle(request, given, options, scales, levels)
 
         source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)

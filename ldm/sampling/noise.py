@@ -29,9 +29,15 @@ class NoiseSource:
         """CompVis' own source: the global generator of the latents' device."""
         return self.shares[0][0] is None and self.device is None
 
-    def normal(self, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Standard normal noise of `shape`, (B, …)."""
-        return self._draw(torch.randn, shape, device).to(dtype)
+    def normal(
+        self,
+        shape: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        drawn: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Standard normal noise of `shape`, (B, …), in `dtype`; `drawn`: that in which the generator draws."""
+        return self._draw(torch.randn, shape, device, drawn).to(dtype)
 
     def dropout(self, noise: Tensor, p: float) -> Tensor:
         """Zero each element with probability p and scale the rest by 1/(1 − p)."""
@@ -42,11 +48,13 @@ class NoiseSource:
         kept = self._draw(torch.rand, noise.shape, noise.device) >= p
         return kept * noise / (1 - p) if p < 1 else torch.zeros_like(noise)
 
-    def _draw(self, sampler: Callable[..., Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+    def _draw(
+        self, sampler: Callable[..., Tensor], shape: Sequence[int], device: torch.device, dtype=torch.float32
+    ) -> Tensor:
         parts = []
         for generator, count in self.shares:
             where = generator.device if generator is not None else self.device or device
-            parts.append(sampler(count, *shape[1:], generator=generator, device=where, dtype=torch.float32))
+            parts.append(sampler(count, *shape[1:], generator=generator, device=where, dtype=dtype))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
 
 

@@ -125,7 +125,8 @@ class DDIMScheduler(SchedulerBase):
         if given is None:
             if isinstance(generator, list | tuple) and len(generator) == 1:
                 generator = generator[0]
-            return noise_source(len(x_t), generator).normal(x_t.shape, x_t.device, x_t.dtype)
+            drawn = x_t.dtype  # as diffusers: a seed means something else in float64
+            return noise_source(len(x_t), generator).normal(x_t.shape, x_t.device, x_t.dtype, drawn)
         if generator is not None:
             raise ValueError("generator and variance_noise are both given: give one of them")
         if given.shape != x_t.shape:
@@ -143,4 +144,5 @@ def as_computed(sample: Tensor, output: Tensor) -> tuple[Tensor, Tensor, torch.d
         )
     dtype = torch.result_type(sample, output)
     computed = torch.promote_types(dtype, torch.float32)
+    dtype = dtype if dtype.is_floating_point else computed
     return sample.to(computed), output.to(computed), dtype

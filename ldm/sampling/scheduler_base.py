@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .arguments import warn
-from .schedule import make_beta_schedule, q_sample, rescale_zero_terminal_snr
+from .schedule import q_sample
 from .scheduler_config import (
-    BETA_SCHEDULES,
     FILE,
     OURS,
     SchedulerConfig,
     check_config,
     keeps_config,
+    make_betas,
     read_config,
     translated,
     write_config,
@@ -68,7 +68,7 @@ class SchedulerBase:
         sigma: str = "small",
     ):
         check_config(self.config)
-        betas = self._make_betas()
+        betas = make_betas(self.config)
         self._settle(len(betas))
         alpha_bar = np.where(np.maximum.accumulate(betas) > 1, np.nan, np.cumprod(1 - betas))
         self.betas = torch.as_tensor(betas, dtype=torch.float32)
@@ -91,24 +91,6 @@ class SchedulerBase:
             if "num_train_timesteps" in given:
                 warn(f"num_train_timesteps = {said} has no effect: there are {total} trained_betas")
             self.register_to_config(num_train_timesteps=total)
-
-    def _make_betas(self) -> np.ndarray:
-        c = self.config
-        if c.trained_betas is not None:
-            betas = np.array([float(beta) for beta in c.trained_betas])
-        else:
-            betas = make_beta_schedule(
-                BETA_SCHEDULES[c.beta_schedule], int(c.num_train_timesteps), float(c.beta_start), float(c.beta_end)
-            )
-        if not (len(betas) and np.isfinite(betas).all() and betas.min() >= 0):
-            raise ValueError("betas must be finite and at least 0: see trained_betas, or beta_start and beta_end")
-        if betas.max() > 1:  # not an error yet: the timesteps before are sound
-            warn(f"betas reach {betas.max():.4g}; from the first above 1 on, no timestep can be visited")
-        if c.rescale_betas_zero_snr:
-            if len(betas) < 2 or not betas[1:].any():
-                raise ValueError("rescale_betas_zero_snr needs two noise levels or more: leave it out")
-            betas = rescale_zero_terminal_snr(betas)
-        return betas
 
     @property
     def config(self) -> SchedulerConfig:
@@ -138,6 +120,9 @@ class SchedulerBase:
         kept, with a warning if they would change the noise levels. TypeError for unknown names.
         """
         options = list(inspect.signature(cls).parameters)
+        named = isinstance(config, Mapping) and "_class_name" in config
+        if named and not {"beta_schedule", "trained_betas"} & {*config}:
+            raise ValueError(f"config is that of a {config['_class_name']}, which has no betas; DDIM needs them")
         found, rest = translated(config, vocabulary, options, cls.__name__)
         changed, unknown = translated(overrides, None, options, cls.__name__)
         scheduler = cls(**found | changed)
@@ -173,7 +158,13 @@ class SchedulerBase:
     @alphas_cumprod.setter
     def alphas_cumprod(self, alpha_bar: Tensor) -> None:
         self._alphas_cumprod = alpha_bar
-        self._alpha_bar = alpha_bar.detach().cpu().double().numpy()
+        given = alpha_bar.detach().cpu().double().numpy()
+        mine = getattr(self, "_alpha_bar", None)
+        if mine is not None and np.array_equal(given, mine.astype(np.float32).astype(np.float64), equal_nan=True):
+            return  # only moved: the float64 levels stay
+        if mine is not None and self._final == mine[0]:
+            self._final = float(given[0])
+        self._alpha_bar = given
 
     @property
     def final_alpha_cumprod(self) -> Tensor:
@@ -212,7 +203,12 @@ class SchedulerBase:
 
     def _levels_of(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """ᾱ at each of the timesteps, to broadcast against `like`, in its dtype (float32 for halves)."""
-        t = torch.as_tensor(timesteps).reshape(-1, *[1] * (like.ndim - 1))
+        t = torch.as_tensor(timesteps)
+        if t.is_floating_point() or t.dtype == torch.bool or t.numel() not in (1, len(like)):
+            raise ValueError(
+                f"timesteps has shape {tuple(t.shape)} and {t.dtype}: give whole numbers, one for each sample"
+            )
+        t = t.long().reshape(-1, *[1] * (like.ndim - 1))
         if t.device.type == "cpu" and not 0 <= t.min() <= t.max() < len(self):  # elsewhere the look would cost a wait
             raise ValueError(f"timesteps = {t.flatten().tolist()}: choose from 0 to {len(self) - 1}")
         dtype = torch.promote_types(like.dtype, torch.float32)

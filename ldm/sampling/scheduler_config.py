@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .arguments import refuse_unknown, warn
+from .schedule import make_beta_schedule, rescale_zero_terminal_snr
 
 FILE = "scheduler_config.json"
 
@@ -148,7 +149,7 @@ def translated(
         choices = ", ".join(("diffusers", *VOCABULARIES))
         raise ValueError(f"vocabulary = {vocabulary!r}: choose one of {choices}")
     words = VOCABULARIES["compvis" if vocabulary == "compvis" else "bumblebee"]
-    not_given = config.get("_use_default_values", ())
+    not_given = config.get("_use_default_values") or ()
     found: dict[str, Any] = dict(COMPVIS) if vocabulary == "compvis" else {}
     rest, said = {}, {}
     for name, value in config.items():
@@ -240,14 +241,41 @@ def check_config(c: Mapping[str, Any]) -> None:
         ("step_rule", STEP_RULES),
         ("sigma", ("small", "large")),
     ):
-        if c[name] not in choices:
+        if not isinstance(c[name], str) or c[name] not in choices:
             raise ValueError(f"{name} = {c[name]!r}: choose one of {', '.join(choices)}")
-    for name in ("clip_sample", "set_alpha_to_one", "thresholding", "rescale_betas_zero_snr"):
-        if c[name] not in (True, False):
+    flags = ("clip_sample", "set_alpha_to_one", "thresholding", "rescale_betas_zero_snr", "use_clipped_model_output")
+    for name in flags:
+        if not isinstance(c[name], bool | int | np.bool_) or c[name] not in (True, False):
             raise ValueError(f"{name} = {c[name]!r}: choose True or False")
-    number("num_train_timesteps", lambda v: v >= 1 and v % 1 == 0, "give a whole number of timesteps, 1 or more")
+    for name in ("beta_start", "beta_end"):
+        number(name, lambda v: -np.inf < v < np.inf, "give a number, such as 0.02")
+    given = c["trained_betas"]
+    if given is not None and (isinstance(given, str) or not hasattr(given, "__len__")):
+        raise ValueError(f"trained_betas = {given!r}: give a list of numbers, one for each timestep")
+    number("num_train_timesteps", lambda v: 1 <= v <= 1e6 and v % 1 == 0, "give a whole number from 1 to a million")
     number("steps_offset", lambda v: v >= 0 and v % 1 == 0, "give a whole number of timesteps, 0 or more")
     number("eta", lambda v: 0 <= v < float("inf"), "choose 0 (deterministic) to 1 (as much noise as DDPM)")
     number("clip_sample_range", lambda v: v > 0, "give the limit of x0 as a positive number")
     number("dynamic_thresholding_ratio", lambda v: 0 < v <= 1, "give a quantile, above 0 and up to 1")
     number("sample_max_value", lambda v: v > 0, "give the most that x0 is divided by, a positive number")
+
+
+def make_betas(c: Any) -> np.ndarray:
+    """The betas that a config asks for, (T,) in float64."""
+    if c.trained_betas is not None:
+        betas = np.array([float(beta) for beta in c.trained_betas])
+    else:
+        betas = make_beta_schedule(
+            BETA_SCHEDULES[c.beta_schedule], int(c.num_train_timesteps), float(c.beta_start), float(c.beta_end)
+        )
+    if not (len(betas) and np.isfinite(betas).all() and betas.min() >= 0):
+        raise ValueError("betas must be finite and at least 0: see trained_betas, or beta_start and beta_end")
+    if betas.max() > 1:  # not an error yet: the timesteps before are sound
+        warn(f"betas reach {betas.max():.4g}; from the first above 1 on, no timestep can be visited")
+    if c.rescale_betas_zero_snr:
+        if len(betas) < 2 or not betas[1:].any():
+            raise ValueError("rescale_betas_zero_snr needs two noise levels or more: leave it out")
+        if betas[:-1].max() >= 1 or betas[-1] > 1:
+            raise ValueError("rescale_betas_zero_snr needs betas below 1: see trained_betas, or beta_end")
+        betas = rescale_zero_terminal_snr(betas) if betas[-1] < 1 else betas
+    return betas
