@@ -127,13 +127,15 @@ UPSCALER = {
     "tokenizer/special_tokens_map.json": {"pad_token": "!"},
 }
 
+_SIZES = {"weight": (1, 1), "bias": (1,)}
+
 # One weight of each part is enough where no model is built.
 WEIGHTS = {
     "unet/diffusion_pytorch_model": {"conv_in.weight": torch.zeros(1)},
     "vae/diffusion_pytorch_model": {"quant_conv.weight": torch.zeros(1)},
     "text_encoder/model": {"text_model.embeddings.position_embedding.weight": torch.zeros(1, 1)},
 }
-ATTENTION = {f"self_attn.{x}_proj.{kind}": torch.zeros(1) for x in "qkv" for kind in ("weight", "bias")}
+ATTENTION = {f"self_attn.{x}_proj.{kind}": torch.zeros(size) for x in "qkv" for kind, size in _SIZES.items()}
 
 
 def write(folder, *changes):
@@ -148,6 +150,8 @@ def write(folder, *changes):
     layers = range(written["text_encoder/config.json"]["num_hidden_layers"])
     attention = {f"text_model.encoder.layers.{i}.{k}": v.clone() for i in layers for k, v in ATTENTION.items()}
     for name, weights in WEIGHTS.items():
-        more = attention if name.startswith("text") else {}
-        save_file({**weights, **more}, folder / f"{name}.safetensors")
+        if name.startswith("text"):
+            width = written["text_encoder/config.json"]["hidden_size"]
+            weights = attention | dict.fromkeys(weights, torch.zeros(77, max(width or 0, 0)))
+        save_file(weights, folder / f"{name}.safetensors")
     return folder

@@ -1,5 +1,6 @@
 """Each format arrives whole and unread; each file that is none, or lies, says so in its own words."""
 
+import os
 import sys
 import zipfile
 
@@ -12,6 +13,8 @@ from ldm.checkpoint.errors import CheckpointError, RefusedError
 from ldm.checkpoint.files import describe, load_checkpoint, load_state_dict
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
+if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):  # before, torch.save does not know them itself
+    DTYPES += [torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
@@ -208,3 +211,17 @@ def test_a_refusal_is_a_checkpoint_error_and_that_a_value_error():
 def test_other_files_are_recognised_by_their_names(key, said):
     found = describe({"some.weight": None, key: torch.ones(1)})
     assert found is None if said is None else found.startswith(said)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems' names are all text")
+def test_a_path_that_is_not_utf_8_is_read(tmp_path):
+    folder = tmp_path / os.fsdecode(b"n\xff\xfe")
+    folder.mkdir()
+    for form in ("safetensors", "torch"):
+        path = folder / f"{form}.ckpt"
+        path.write_bytes(write(tmp_path / "a.ckpt", {"a": torch.ones(3)}, form).read_bytes())
+        assert load_state_dict(path)["a"].tolist() == [1, 1, 1]
+
+
+def test_the_device_is_obeyed(tmp_path):
+    assert load_state_dict(write(tmp_path / "a.ckpt", {"a": torch.ones(3)}, "torch"), device="meta")["a"].is_meta

@@ -1,5 +1,8 @@
 """A file whose parts contradict each other is an error that says how; nothing outside a tensor's storage is read."""
 
+import warnings
+import zipfile
+
 import pytest
 import torch
 from _pickle_files import (
@@ -31,7 +34,8 @@ from ldm.checkpoint.files import load_state_dict
         {"stride": (-3, 1)},
         {"stride": (4, 1)},
         {"shape": (2**40, 2**40), "stride": (0, 0)},
-        {"shape": (7,), "stride": (0,)},
+        {"shape": (2**61, 2**61, 0), "stride": (1, 1, 1)},
+        {"shape": (2**61, 4, 0), "stride": (0, 0, 0)},
         {"shape": (2**61, 8), "stride": (0, 0)},
         {"shape": (1,) * 40, "stride": (1,) * 40},
         {"shape": (6,)},
@@ -131,7 +135,9 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
         ({"a": entry("F32", [-2])}, "no possible shape or place of a"),
         ({"a": entry("F32", [2], [8, 0])}, "-8 bytes to a"),
         ({"a": entry("F32", [2], [-8, 0])}, "no possible shape or place"),
-        ({"a": entry("F32", [2**61, 2**61])}, "shape and dtype need"),
+        ({"a": entry("F32", [2**30, 2**30])}, "shape and dtype need"),
+        ({"a": entry("F32", [2**61, 2**61])}, "gives a the shape"),
+        ({"a": entry("F32", [2**61, 2**61, 0], [0, 0]), "b": entry()}, "gives a the shape"),
         ({"a": entry("F32", [True, 2])}, "no possible shape"),
         ({"a": entry("F32", [2.0])}, "no possible shape"),
         ({"a": entry("F32", [2], [0])}, "no possible shape or place"),
@@ -162,3 +168,51 @@ def test_a_header_longer_than_the_file_or_than_may_be_is_told(tmp_path):
         path.write_bytes(length.to_bytes(8, "little") + content[8:])
         with pytest.raises(CheckpointError, match=said):
             load_state_dict(path)
+
+
+def test_one_name_twice_in_a_header_is_an_error(tmp_path):
+    header = b'{"a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}, "a": {}}'
+    with pytest.raises(CheckpointError, match="one name stands in it twice"):
+        load_state_dict(safetensors_file(tmp_path / "a.safetensors", header, bytes(8)))
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02c", b"\x80\x02X\xff\xff\xff\x7f", b"c"])
+def test_a_sparse_file_is_not_searched_for_the_end_of_a_line(start, tmp_path):
+    with (tmp_path / "a.ckpt").open("wb") as file:
+        file.write(start)
+        file.truncate(2**33)
+    with pytest.raises(CheckpointError, match="line without an end|beyond 134,217,728 bytes|is not a checkpoint"):
+        load_state_dict(tmp_path / "a.ckpt")
+
+
+def test_an_old_view_stays_within_its_part_and_that_within_the_storage(tmp_path):
+    for start, part, said in ((4, 3, "a view reaches beyond"), (0, 3, "beyond its storage of 3")):
+        view = items(text("v"), number(start), number(part))
+        stored = items(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), number(6), view) + b"Q"
+        pickled = whole(mapping(weight=tensor(stored, shape=(2,), stride=(3,))))
+        with pytest.raises(CheckpointError, match=said):
+            load_state_dict(legacy_file(tmp_path / "a.ckpt", pickled, {"0": bytes(24)}))
+
+
+def test_a_zip_that_hides_something_is_refused(tmp_path):
+    """An encrypted flag, one name twice, a record without its own header, many members that inflate too far."""
+    torch.save({"a": torch.zeros(64)}, tmp_path / "good.ckpt")
+    good = (tmp_path / "good.ckpt").read_bytes()
+    central = good.index(b"PK\x01\x02")
+    for kind, bad in {
+        "encrypted": good[: central + 8] + b"\x01" + good[central + 9 :],
+        "headless": b"XX" + good[2:],
+        "local": good.replace(b"PK\x03\x04", b"PK\x03\x05"),
+    }.items():
+        path = tmp_path / f"{kind}.ckpt"
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError):
+            load_state_dict(path)
+    with zipfile.ZipFile(tmp_path / "twice.ckpt", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for record in zipfile.ZipFile(tmp_path / "good.ckpt").infolist():
+            content = zipfile.ZipFile(tmp_path / "good.ckpt").read(record)
+            for _ in range(2):
+                archive.writestr(record.filename, content)
+    with pytest.raises(CheckpointError):
+        load_state_dict(tmp_path / "twice.ckpt")

@@ -194,3 +194,18 @@ def test_the_number_of_operations_is_bounded(tmp_path, monkeypatch):
 def test_a_pickle_that_is_none_is_damage(write, broken, tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         load_state_dict(write(tmp_path / "a.ckpt", b"\x80\x02" + broken))
+
+
+@pytest.mark.parametrize("long", ["a" * 301, "a." * 11 + "B"])
+def test_a_long_name_or_one_of_many_dots_is_damage(long, tmp_path):
+    with pytest.raises(CheckpointError, match="has a name of"):
+        load_state_dict(zip_file(tmp_path / "a.ckpt", whole(mapping(a=name4("package", long)))))
+
+
+def test_only_a_union_of_types_may_be_reduced(tmp_path):
+    union = call(name("_functools", "reduce"), name("_operator", "or_"), items(name("builtins", "int")))
+    with pytest.raises(CheckpointError, match="a: a types.UnionType"):
+        load_state_dict(zip_file(tmp_path / "a.ckpt", whole(mapping(a=union))))
+    for refused in (call(name("functools", "reduce"), name("package", "run")), name("collections", "SomethingElse")):
+        with pytest.raises(RefusedError):
+            load_state_dict(zip_file(tmp_path / "a.ckpt", whole(mapping(a=refused))))

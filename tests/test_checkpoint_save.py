@@ -176,3 +176,22 @@ def test_what_cannot_be_saved_is_named_before_anything_is_written(tensors, optio
     with pytest.raises(error, match=said):
         save_checkpoint(tensors, tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_value_too_large_for_half_precision_is_named_and_infinity_stays(suffix, tmp_path):
+    with pytest.raises(ValueError, match="'a' has values beyond 65504"):
+        save_checkpoint({"a": torch.tensor([1e6])}, tmp_path / f"a{suffix}", dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    save_checkpoint({"a": torch.tensor([float("inf")])}, tmp_path / f"a{suffix}", dtype=torch.float16)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such permissions or links")
+def test_what_is_replaced_keeps_its_permissions_and_a_link_stays_one(tmp_path):
+    path, link = tmp_path / "a.ckpt", tmp_path / "link.ckpt"
+    save_checkpoint({"a": torch.zeros(3)}, path)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    save_checkpoint({"a": torch.ones(3)}, link, overwrite=True)
+    assert link.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_state_dict(path)["a"].tolist() == [1, 1, 1]

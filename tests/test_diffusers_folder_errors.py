@@ -121,6 +121,16 @@ def upscaler(**values):
         (unet(transformer_layers_per_block=[1, 2, 1, 1]), "transformer_layers_per_block=.* same at every level"),
         (unet(cross_attention_dim=[768, 768, 768, 1024]), "cross_attention_dim=.* same at every level"),
         (unet(layers_per_block=True), "layers_per_block=True"),
+        (unet(layers_per_block=101), "layers_per_block=101 .* up to 100"),
+        (unet(layers_per_block=100, transformer_layers_per_block=100), "up to 1000 blocks"),
+        (unet(block_out_channels=[320] * 17), "16 at most"),
+        (unet(block_out_channels=[33] * 4), "multiples of 32"),
+        (unet(attention_head_dim=7), "attention_head_dim"),
+        (text(num_attention_heads=5), "num_attention_heads=5 .* divisor"),
+        (text(num_hidden_layers=1, max_position_embeddings=5000), "max_position_embeddings=5000"),
+        (vae(scaling_factor=10**400), "scaling_factor"),
+        (scheduler(beta_start=10**400), "beta_start"),
+        (index(_class_name="\x1b" + "a" * 1000), r"x1b(a{79})…|x1ba{79}\\u2026"),
         (unet(use_linear_projection="yes"), "use_linear_projection='yes'"),
         (unet(in_channels=6), "takes 6 channels and gives 4; .* take 4, 5, 7, 8, 9"),
         (unet(out_channels=8), "gives 8"),
@@ -172,6 +182,8 @@ def test_the_open_clip_layout_has_fixed_proportions(tmp_path):
     [
         (None, "weight_map"),
         ({"conv_in.weight": "../other.safetensors"}, "of its folder"),
+        ({"conv_in.weight": "."}, "of its folder"),
+        ({"conv_in.weight": "a" * 300}, "not there: aaa"),
         ({"conv_in.weight": ".."}, "not there: .."),
         ({"conv_in.weight": "gone.safetensors"}, "not there: gone"),
         ({"conv_in.weight": "a.safetensors", "conv_in.bias": "a.safetensors"}, "do not hold: conv_in.bias"),
@@ -183,4 +195,19 @@ def test_a_bad_index_of_shards_is_an_error(tmp_path, shards, message):
     index = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(CheckpointError, match=message):
+        load_folder(tmp_path)
+
+
+def test_two_names_of_one_weight_are_an_error(tmp_path):
+    path = write(tmp_path) / "vae" / "diffusion_pytorch_model.safetensors"
+    both = {f"decoder.mid_block.attentions.0.{name}.weight": torch.zeros(1) for name in ("to_q", "query")}
+    save_file(both, path)
+    with pytest.raises(CheckpointError, match="two weights of the autoencoder"):
+        load_folder(tmp_path)
+
+
+def test_the_text_encoders_positions_are_those_of_its_config(tmp_path):
+    path = write(tmp_path, SD2) / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 100}))
+    with pytest.raises(CheckpointError, match=r"the shape \(77, 1024\), and its config says \(100, 1024\)"):
         load_folder(tmp_path)

@@ -120,12 +120,13 @@ def test_the_levels_differ_by_no_more_than_diffusers_rounds_its_betas(options, g
 
 
 @pytest.mark.parametrize("generators", [1, 2])
-def test_the_same_seeds_give_the_same_noise(generators):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_same_seeds_give_the_same_noise(generators, dtype):
     ours, theirs, _ = pair({"clip_sample": False})
     found = []
     for scheduler in (ours, theirs):
         g = [torch.Generator().manual_seed(i) for i in range(generators)]
-        x = start(torch.float32)
+        x = start(dtype)
         scheduler.set_timesteps(10)
         for t in scheduler.timesteps:
             output = denoiser(x, ours._level(int(t)), "epsilon")

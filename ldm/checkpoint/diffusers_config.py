@@ -12,6 +12,8 @@ from typing import Any
 from ldm.checkpoint.diffusers_options import Options
 from ldm.sampling.schedule import make_beta_schedule, rescale_zero_terminal_snr
 
+_GROUPS = 32  # of every normalization
+_MOST_BLOCKS = 1000  # transformer blocks; those released have up to 70
 _UNET_BUILT_IN = {
     "center_input_sample": False,
     "flip_sin_to_cos": True,
@@ -20,7 +22,7 @@ _UNET_BUILT_IN = {
     "downsample_padding": 1,
     "mid_block_scale_factor": 1,
     "act_fn": "silu",
-    "norm_num_groups": 32,
+    "norm_num_groups": _GROUPS,
     "norm_eps": 1e-5,
     "reverse_transformer_layers_per_block": None,
     "encoder_hid_dim": None,
@@ -50,7 +52,7 @@ _UNET_IGNORED = (
 )  # fmt: skip
 _AUTOENCODER_BUILT_IN = {
     "act_fn": "silu",
-    "norm_num_groups": 32,
+    "norm_num_groups": _GROUPS,
     "shift_factor": None,
     "latents_mean": None,
     "latents_std": None,
@@ -70,14 +72,17 @@ def unet_config(options: Options) -> dict[str, Any]:
     up = options.choices("up_block_types", {"CrossAttnUpBlock2D": True, "UpBlock2D": False}, count=levels)
     if up != attention[::-1]:
         options.refuse("up_block_types", f"attention {up}", "the mirror of down_block_types only")
+    layers = options.integers("layers_per_block", count=levels)
     depth = options.integers("transformer_layers_per_block", 1, count=levels)
+    if 2 * sum(n * deep for n, deep in zip(layers, depth, strict=True)) > _MOST_BLOCKS:
+        options.refuse("transformer_layers_per_block", depth, f"fewer, for up to {_MOST_BLOCKS} blocks in all")
     params = {
         "image_size": _one_or_all(options.integers("sample_size", 64, count=2)),  # of a square, or height and width
         "in_channels": options.integer("in_channels"),
         "out_channels": options.integer("out_channels"),
         "model_channels": widths[0],
         "attention_resolutions": [2**i for i, attends in enumerate(attention) if attends],
-        "num_res_blocks": _one_or_all(options.integers("layers_per_block", count=levels)),
+        "num_res_blocks": _one_or_all(layers),
         "channel_mult": [w // widths[0] for w in widths],
         **_heads(options, widths, attention),
         "use_spatial_transformer": True,
@@ -102,7 +107,7 @@ def _heads(options: Options, widths: Sequence[int], attention: Sequence[bool]) -
     """diffusers' `attention_head_dim` is, in spite of its name, the number of heads."""
     heads = options.integers("attention_head_dim", count=len(widths))
     counts, used = _used(heads, attention), _used(widths, attention)
-    if len(set(counts)) == 1:
+    if len(set(counts)) == 1 and not any(w % counts[0] for w in used):
         return {"num_heads": counts[0]}
     if len({(w // n, w % n) for w, n in zip(used, counts, strict=True)}) == 1 and used[0] % counts[0] == 0:
         return {"num_head_channels": used[0] // counts[0]}
@@ -123,6 +128,8 @@ def _widths(options: Options) -> list[int]:
     widths = options.integers("block_out_channels")
     if any(w % widths[0] for w in widths):
         options.refuse("block_out_channels", widths, f"a list of multiples of its first entry, {widths[0]}")
+    if any(w % _GROUPS for w in widths):
+        options.refuse("block_out_channels", widths, f"a list of multiples of {_GROUPS}, for the normalization")
     return widths
 
 

@@ -15,7 +15,7 @@ from ldm.checkpoint.diffusers_config import autoencoder_config, schedule_params,
 from ldm.checkpoint.diffusers_keys import autoencoder_weights, unet_weights
 from ldm.checkpoint.diffusers_options import Options, read_json
 from ldm.checkpoint.diffusers_text import bert_config, bert_weights, clip_config, clip_weights
-from ldm.checkpoint.errors import CheckpointError, some
+from ldm.checkpoint.errors import CheckpointError, shown, some
 from ldm.checkpoint.files import load_state_dict
 
 _STABLE_DIFFUSION = tuple(
@@ -86,7 +86,7 @@ def _read_index(path: Path) -> tuple[Options, str, str]:
         }
     else:
         raise CheckpointError(
-            f"{str(path)!r} is of the class {index.kind}, which cannot be loaded here; these can:"
+            f"{str(path)!r} is of the class {shown(str(index.kind))}, which cannot be loaded here; these can:"
             f" {', '.join((*_STABLE_DIFFUSION, _LATENT_DIFFUSION))}"
         )
     for part, classes in {"unet": ("UNet2DConditionModel",), **parts}.items():
@@ -150,7 +150,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     )
     if not files or any(Path(name).name != name for name in files):
         raise CheckpointError(f"{str(path)!r} does not say which file of its folder holds which weight (weight_map)")
-    if missing := [name for name in files if not (folder / name).is_file()]:
+    if missing := files - {file.name for file in folder.iterdir() if file.is_file()}:
         raise CheckpointError(f"{str(path)!r} lists files that are not there: {some(sorted(missing))}")
     weights: dict[str, Tensor] = {}
     for shard in sorted(files):

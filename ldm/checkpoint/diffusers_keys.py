@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoint.errors import CheckpointError, some
+from ldm.checkpoint.errors import CheckpointError, shown, some
 
+_LONGEST_KEY = 1000  # letters
 _RESNET = {  # of the U-Net
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -96,15 +97,17 @@ def nested(outer: Mapping[str, str], inner: Mapping[str, str]) -> dict[str, str]
 def rename(weights: Mapping[str, Tensor], table: Mapping[str, str], what: str) -> dict[str, Tensor]:
     """Replace the part of each key that `table` has, up to some dot; CheckpointError lists keys without such a part."""
     renamed, unknown = {}, []
+    longest = max(name.count(".") for name in table) + 1
     for key, value in weights.items():
-        head, tail = key, ""
-        while head and head not in table:
-            head, _, last = head.rpartition(".")
-            tail = f".{last}{tail}"
-        if head:
-            renamed[table[head] + tail] = value
-        else:
+        parts = key[:_LONGEST_KEY].split(".")
+        heads = (".".join(parts[:count]) for count in range(min(len(parts), longest), 0, -1))
+        head = next((head for head in heads if head in table), None)
+        if head is None or len(key) > _LONGEST_KEY:
             unknown.append(key)
+        elif (new := table[head] + key[len(head) :]) in renamed:
+            raise CheckpointError(f"two weights of the {what} are {shown(new)} here, one of them {shown(key)}")
+        else:
+            renamed[new] = value
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} weights have no place in the {what} that the folder's config describes: {some(unknown)}"

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm.checkpoint.errors import CheckpointError, some
+from ldm.checkpoint.errors import CheckpointError, shown, some
 
 _MAX_JSON = 10_000_000  # bytes; the largest there is, a tokenizer's vocabulary, has four million
-_MAX_INTEGER = 1_000_000  # no width, number of layers or of timesteps is larger; a damaged file's may be
+_MAX_INTEGER, _MAX_LEVELS = 100_000, 16  # no width or size is larger; a damaged file's may be, and costs hours to build
+_MAX = {
+    **dict.fromkeys(("layers_per_block", "transformer_layers_per_block"), 100),
+    **dict.fromkeys(("num_hidden_layers", "encoder_layers"), 1000),
+    **dict.fromkeys(("hidden_size", "d_model", "max_position_embeddings"), 4096),  # there are squares of these
+    **dict.fromkeys(("vocab_size", "num_train_timesteps"), 1_000_000),
+}
 _REQUIRED = object()
 
 
@@ -41,7 +47,7 @@ class Options:
         self._values = {k: v for k, v in values.items() if not k.startswith("_")}
 
     def __str__(self) -> str:
-        return repr(str(self.path)) + (f" ({self.kind})" if self.kind else "")
+        return repr(str(self.path)) + (f" ({shown(str(self.kind))})" if self.kind else "")
 
     def refuse(self, name: str, value: Any, wanted: str) -> NoReturn:
         """Raise CheckpointError: `name` has a value that no model here can have."""
@@ -57,21 +63,25 @@ class Options:
 
     def integer(self, name: str, default: Any = _REQUIRED) -> int:
         """A positive integer."""
-        value = self.take(name, default)
-        return value if value is default or _is_integer(value) else self.refuse(name, value, "a positive integer")
+        value, most = self.take(name, default), _MAX.get(name, _MAX_INTEGER)
+        if value is default or _is_integer(value, most):
+            return value
+        return self.refuse(name, value, f"a positive integer up to {most}")
 
     def integers(self, name: str, default: Any = _REQUIRED, *, count: int | None = None) -> list[int]:
         """A list of positive integers; with `count` also one integer, which counts for all."""
-        value = self.take(name, default)
-        values = [value] * count if count is not None and _is_integer(value) else value
-        if isinstance(values, list) and values and all(map(_is_integer, values)) and count in (None, len(values)):
-            return values
-        return self.refuse(name, value, "a list of positive integers" + (f", {count} in all" if count else ""))
+        value, most = self.take(name, default), _MAX.get(name, _MAX_INTEGER)
+        values = [value] * count if count is not None and _is_integer(value, most) else value
+        if isinstance(values, list) and 0 < len(values) <= _MAX_LEVELS and all(_is_integer(n, most) for n in values):
+            if count in (None, len(values)):
+                return values
+        size = f"{count} in all" if count else f"{_MAX_LEVELS} at most"
+        return self.refuse(name, value, f"a list of positive integers up to {most}, {size}")
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         value = self.take(name, default)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            return value  # JSON's integers may be larger, which no float can be
         return self.refuse(name, value, "a number")
 
     def flags(self, name: str, default: bool, *, count: int) -> list[bool]:
@@ -119,5 +129,5 @@ class Options:
             raise CheckpointError(f"{self} has options that are not known here: {options}")
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_INTEGER
+def _is_integer(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ldm.checkpoint.diffusers_keys import nested, rename
 from ldm.checkpoint.diffusers_options import Options, read_json
-from ldm.checkpoint.errors import CheckpointError
+from ldm.checkpoint.errors import CheckpointError, shown, some
 from ldm.modules.encoders.clip import unused_in_open_clip
 
 _MODULES = "ldm.modules.encoders.modules"
 _CLIP_VOCABULARY, _BERT_VOCABULARY = 49408, 30522
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _END, _FIRST = "<|endoftext|>", "!"  # what Stable Diffusion 1 and 2 pad their prompts with; "!" is token 0
 _CLIP_SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
@@ -40,13 +41,15 @@ def clip_config(options: Options, tokenizer: Path) -> dict[str, Any]:
     config: dict[str, Any] = {name: options.integer(name) for name in _CLIP_SIZES}
     config["hidden_act"] = options.choice("hidden_act", {"quick_gelu": "quick_gelu", "gelu": "gelu"})
     config["layer_norm_eps"] = options.number("layer_norm_eps", 1e-5)
+    if (width := config["hidden_size"]) % config["num_attention_heads"]:
+        options.refuse("num_attention_heads", config["num_attention_heads"], f"a divisor of hidden_size, {width}")
     _check_words(options, config["vocab_size"], _CLIP_VOCABULARY)
     _check_vocabulary(tokenizer)
     pad = _pad_token(tokenizer) or (_END if config["hidden_act"] == "quick_gelu" else _FIRST)
     if pad not in (_END, _FIRST):
         raise CheckpointError(
-            f"{str(tokenizer)!r} pads prompts with {pad!r}; the text encoders here pad with {_END!r} or {_FIRST!r}, as"
-            " Stable Diffusion 1 and 2 do"
+            f"{str(tokenizer)!r} pads prompts with {shown(str(pad))!r}; the text encoders here pad with {_END!r} or"
+            f" {_FIRST!r}, as Stable Diffusion 1 and 2 do"
         )
     if pad == _END:
         target, params = "FrozenCLIPEmbedder", {"text_config": config}
@@ -79,40 +82,63 @@ def _open_clip_params(options: Options, config: Mapping[str, Any]) -> dict[str, 
 def clip_weights(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """A CLIPTextModel's weights, from any transformers, under the keys of the embedder that `clip_config` chose."""
     # transformers 5 dropped this prefix, 4.31 this constant.
-    weights = {k.removeprefix("text_model."): v for k, v in weights.items()}
-    weights.pop("embeddings.position_ids", None)
+    plain = {k.removeprefix("text_model."): v for k, v in weights.items()}
+    if twice := [k for k in weights if not k.startswith("text_model.") and f"text_model.{k}" in weights]:
+        raise CheckpointError(f"the text encoder has weights with and without 'text_model.' in front: {some(twice)}")
+    plain.pop("embeddings.position_ids", None)
     if config["target"].endswith("FrozenOpenCLIPEmbedder"):
-        return _open_clip_weights(weights, config["params"]["text_config"]["layers"] - 1)
-    return {f"transformer.text_model.{k}": v for k, v in weights.items()}
+        return _open_clip_weights(plain, config["params"]["text_config"])
+    return {f"transformer.text_model.{k}": v for k, v in plain.items()}
 
 
-def _open_clip_weights(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+def _open_clip_weights(weights: dict[str, Tensor], sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """OpenCLIP's layout: q, k and v of a layer are one matrix.
 
     What it has and this text encoder does not use is made up: a last layer, of zeros, which passes on what it gets; a
     projection to the space shared with pictures; the temperature of a loss. The causal mask is a constant.
     """
+    layers, length, width = sizes["layers"] - 1, sizes["context_length"], sizes["width"]
     blocks = {f"encoder.layers.{i}": f"transformer.resblocks.{i}" for i in range(layers)}
     joined = {}
     for theirs, ours in blocks.items():
         for kind in ("weight", "bias"):
-            parts = [_pop(weights, f"{theirs}.self_attn.{x}_proj.{kind}") for x in "qkv"]
+            parts = [_pop(weights, f"{theirs}.self_attn.{x}_proj.{kind}", 1 + (kind == "weight")) for x in "qkv"]
+            if len({part.shape for part in parts}) > 1:
+                raise CheckpointError(f"the text encoder's {theirs}.self_attn has a q, k and v of different shapes")
             joined[f"{ours}.attn.in_proj_{kind}"] = torch.cat(parts)
-    positions = _pop(weights, "embeddings.position_embedding.weight")
-    length, width = positions.shape
+    positions = _pop(weights, "embeddings.position_embedding.weight", 2)
+    if positions.shape != (length, width):
+        raise CheckpointError(
+            f"the text encoder's position_embedding has the shape {tuple(positions.shape)}, and its config says"
+            f" {(length, width)} (max_position_embeddings, hidden_size)"
+        )
     table = {"embeddings.token_embedding": "token_embedding", "final_layer_norm": "ln_final"}
     named = rename(weights, table | nested(blocks, _OPEN_CLIP_LAYER), "text encoder") | joined
-    last, added = f"transformer.resblocks.{layers - 1}.", f"transformer.resblocks.{layers}."
-    unused = {added + k.removeprefix(last): v.shape for k, v in named.items() if k.startswith(last)}
+    unused = {f"transformer.resblocks.{layers}.{name}": shape for name, shape in _open_clip_layer(width).items()}
     unused |= {"text_projection": (width, width), "logit_scale": (), "attn_mask": (length, length)}
-    made_up = {name: unused_in_open_clip(name, tuple(shape)).to(positions.dtype) for name, shape in unused.items()}
+    made_up = {name: unused_in_open_clip(name, shape).to(positions.dtype) for name, shape in unused.items()}
     return {f"model.{k}": v for k, v in (named | made_up | {"positional_embedding": positions}).items()}
 
 
-def _pop(weights: dict[str, Tensor], name: str) -> Tensor:
+def _open_clip_layer(width: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a layer's weights."""
+    rows = {"attn.in_proj_": 3 * width, "attn.out_proj.": width, "mlp.c_fc.": 4 * width, "mlp.c_proj.": width}
+    columns = {"mlp.c_proj.": 4 * width}
+    shapes = {f"{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+    shapes |= {f"{name}weight": (count, columns.get(name, width)) for name, count in rows.items()}
+    return shapes | {f"{name}bias": (count,) for name, count in rows.items()}
+
+
+def _pop(weights: dict[str, Tensor], name: str, dimensions: int) -> Tensor:
     if name not in weights:
         raise CheckpointError(f"the text encoder's weights have no {name}; are they complete?")
-    return weights.pop(name)
+    found = weights.pop(name)
+    if found.ndim != dimensions or found.dtype not in _FLOATS:
+        raise CheckpointError(
+            f"the text encoder's {name} has {found.ndim} dimensions and the dtype {found.dtype}; it can have"
+            f" {dimensions}, and {', '.join(map(str, _FLOATS))}"
+        )
+    return found
 
 
 def _pad_token(tokenizer: Path) -> str | None:

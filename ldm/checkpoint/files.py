@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os.path
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from ldm.checkpoint.safetensors_file import is_safetensors, read_safetensors
 from ldm.checkpoint.torch_files import kind, read_legacy, read_zip
 
 _SNIFF = 1024  # bytes; a tar archive shows itself at byte 257
+_PROBE = 2**20  # bytes, of what may be a pickle or a text
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ def _read_folder(path: Path) -> Checkpoint:
 
         config, weights = load_folder(path)
         return Checkpoint(weights, "diffusers", config=config)
+    whole = Path(os.path.abspath(path)).parent
+    if (whole / "model_index.json").is_file():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} is a part of a diffusers folder; give the whole: {whole}")
     inside = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", ".ckpt", ".bin", ".pt"))
     remedy = f"in it is {some(inside, 3)}: name that" if inside else "give the path of a .safetensors or .ckpt file"
     raise FileNotFoundError(
@@ -96,7 +102,7 @@ def _read_content(path: Path) -> Checkpoint:
         (content, build), form = read_legacy(path), "torch-legacy"
     else:
         _refuse_text_pickle(path, start)
-        raise CheckpointError(f"is not a checkpoint: it {_looks_like(start)}")
+        raise CheckpointError(f"is not a checkpoint: it {_looks_like(start, path.suffix)}")
     step = content.get("global_step") if isinstance(content, dict) else None
     return Checkpoint(_tensors(content, build), form, step if type(step) is int else None)
 
@@ -132,8 +138,15 @@ _OTHER_FORMATS = {
     "file itself",
 }
 
+_A_CONFIG = "looks like a config, which only describes a model: give it with --config, and here its weights"
+_TEXTS = {  # by the name's end, which alone tells them from other text
+    ".json": "is JSON, which only describes a model: give the folder that model_index.json is in",
+    ".yaml": _A_CONFIG,
+    ".yml": _A_CONFIG,
+}
 
-def _looks_like(start: bytes) -> str:
+
+def _looks_like(start: bytes, suffix: str) -> str:
     if not start:
         return "is empty"
     if not start.strip(b"\0"):
@@ -143,13 +156,15 @@ def _looks_like(start: bytes) -> str:
             return what
     if start[257:262] == b"ustar":
         return "is a tar archive: unpack it first, or, if torch before 0.4 wrote it, save it again with a current torch"
-    if start[8:9] == b"{" and not start[:8].isspace():
-        return f"looks like safetensors, but its header would have {int.from_bytes(start[:8], 'little'):,} bytes"
     text = start[:200].decode("utf-8", errors="replace").rstrip("\ufffd")
+    is_text = "\ufffd" not in text and all(letter.isprintable() or letter.isspace() for letter in text)
+    if start[8:9] == b"{" and not is_text:
+        return f"looks like safetensors, but its header would have {int.from_bytes(start[:8], 'little'):,} bytes"
     if re.match(r"\s*(<!doctype html|<html)", text, re.IGNORECASE):
         return "is an HTML page, as a website shows before it gives the file: download the file itself"
-    if "\ufffd" not in text and all(letter.isprintable() or letter.isspace() for letter in text):
-        return f"is text, which begins with {shown(' '.join(text.split()), 40)!r}: download the file itself"
+    if is_text:
+        begins = shown(" ".join(text.split()), 40)
+        return _TEXTS.get(suffix.lower(), f"is text, which begins with {begins!r}: download the file itself")
     return f"starts with {start[:16]!r}; safetensors and torch files can be read"
 
 
@@ -158,7 +173,7 @@ def _refuse_text_pickle(path: Path, start: bytes) -> None:
     if start[:1] in (b"(", b"c", b"]", b"}", b"l", b"d", b"i"):
         with path.open("rb") as file:
             try:
-                read_pickle(file)
+                read_pickle(io.BytesIO(file.read(_PROBE)))
             except RefusedError:
                 raise
             except CheckpointError:

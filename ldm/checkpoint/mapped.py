@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import torch
@@ -29,11 +30,17 @@ class MappedFile:
         if start % alignment:
             return self._copied(start, count)
         if self._storage is None:
-            try:
-                self._storage = UntypedStorage.from_file(str(self.path), shared=False, nbytes=self.size)
-            except RuntimeError as error:  # torch's word for every failed system call
-                raise CheckpointError(f"cannot be mapped into memory ({str(error).splitlines()[0]})") from error
+            self._storage = self._mapped()
         return self._storage[start : start + count]
+
+    def _mapped(self) -> UntypedStorage:
+        """Not by torch's `from_file`, which takes no path that is not UTF-8."""
+        with self.path.open("rb") as file:
+            try:
+                pages = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"cannot be mapped into memory ({error})") from error
+        return torch.frombuffer(pages, dtype=torch.uint8).untyped_storage()
 
     def _copied(self, start: int, count: int) -> UntypedStorage:
         part = torch.empty(count, dtype=torch.uint8, device="cpu")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
+import math
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,9 +14,10 @@ import torch
 from ldm.checkpoint.errors import CheckpointError, RefusedError, damaged, shown
 
 # Names and arguments can be used again and again at the cost of two bytes, so none may be long.
-_LONGEST_NAME, _MOST_ARGUMENTS, _MOST_DIMENSIONS = 1000, 100, 32
+_LONGEST_NAME, _MOST_DOTS, _MOST_ARGUMENTS, _MOST_DIMENSIONS = 300, 10, 100, 32
 
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "posix": "os", "nt": "os", "_operator": "operator"}
+_RENAMED |= {"_functools": "functools"}
 
 # Data types and what pickle makes them with. Nothing is made of them here; they are no reason to refuse a file.
 _HARMLESS = frozenset(
@@ -21,7 +25,8 @@ _HARMLESS = frozenset(
     builtins.set builtins.frozenset builtins.list builtins.tuple builtins.int builtins.long builtins.float
     builtins.complex builtins.bool builtins.str builtins.unicode builtins.bytes builtins.bytearray builtins.object
     builtins.slice builtins.range builtins.xrange builtins.type builtins.Ellipsis builtins.NotImplemented
-    _codecs.encode collections.deque collections.Counter operator.getitem functools.partial
+    _codecs.encode collections.deque collections.Counter collections.UserDict operator.getitem operator.or_
+    functools.partial re._compile string.Template array.array array._array_reconstructor
     datetime.date datetime.time datetime.datetime datetime.timedelta datetime.timezone
     decimal.Decimal fractions.Fraction uuid.UUID argparse.Namespace types.SimpleNamespace types.GenericAlias
     pathlib.Path pathlib.PosixPath pathlib.WindowsPath pathlib.PurePath pathlib.PurePosixPath pathlib.PureWindowsPath
@@ -38,7 +43,11 @@ _HARMLESS = frozenset(
     torch._utils._rebuild_meta_tensor_no_storage torch._utils._rebuild_device_tensor_from_numpy
     torch._utils._rebuild_device_tensor_from_cpu_tensor torch._utils._rebuild_xla_tensor
     """.split()
-)
+) | {
+    f"builtins.{name}"
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, BaseException)
+}
 
 _DTYPES = {
     "Double": torch.float64,
@@ -117,8 +126,15 @@ def find(module: Any, name: Any) -> Global:
         raise damaged("its pickle has a name that is no text")
     if len(module) + len(name) > _LONGEST_NAME:
         raise damaged(f"its pickle has a name of {len(module) + len(name):,} letters")
+    return _find(module, name)
+
+
+@lru_cache(maxsize=1000)  # a pickle may ask for one name a million times; nothing changes a Global
+def _find(module: str, name: str) -> Global:
     module = _RENAMED.get(module, module)
     full = f"{module}.{name}"
+    if full.count(".") > _MOST_DOTS:
+        raise damaged(f"its pickle has a name of {full.count('.')} dots")
     if full in _MEANING or full in _HARMLESS:
         return Global(full, foreign_class=False)
     if module.partition(".")[0] in sys.stdlib_module_names:
@@ -154,6 +170,13 @@ def _attribute(owner: Any = None, name: Any = None, *_: Any) -> Global:
     if isinstance(owner, Global) and owner.foreign_class:
         return find(owner.name, name)
     raise refused("builtins.getattr")
+
+
+def _union(function: Any = None, *_: Any) -> Inert:
+    """`int | None` is `reduce(or_, (int, NoneType))` in a pickle; with another function it would be run."""
+    if isinstance(function, Global) and function.name == "operator.or_":
+        return Inert("types.UnionType")
+    raise refused("functools.reduce")
 
 
 def _size(sizes: Any = (), *_: Any) -> Any:
@@ -197,6 +220,11 @@ def _tensor(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any, meta
     numel, last = 1, offset
     for n, step in zip(shape, stride, strict=True):
         numel, last = numel * n, last + (n - 1) * step
+    if math.prod(max(n, 1) for n in shape) >= 2**62:  # more than torch can count, even where another size is 0
+        raise damaged(f"a tensor has the shape {shape}")
+    if numel > room > last:
+        expanded = f"a tensor of shape {shape} that repeats the numbers of its storage, which has {room}"
+        raise CheckpointError(f"holds {expanded}: it was expanded; save its .contiguous()")
     if numel > room or (numel and last >= room) or offset > room:
         raise damaged(f"a tensor of shape {shape} reaches beyond its storage of {room} elements")
     return StoredTensor(storage, dtype, offset, shape, stride)
@@ -226,6 +254,8 @@ _MEANING = {
     "collections.defaultdict": lambda *_: {},
     "builtins.dict": _dict,
     "builtins.getattr": _attribute,
+    "builtins.reduce": _union,
+    "functools.reduce": _union,
     "copyreg.__newobj__": lambda kind, *args: call(kind, args),
     "copyreg._reconstructor": lambda kind, *_: call(kind, ()),
 }

@@ -67,12 +67,20 @@ def _header(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     if 8 + length > size:
         raise truncated(f"its header is said to have {length:,} bytes, and the file has {size:,}")
     try:
-        header = json.loads(stream.read(length).decode("utf-8"))
+        header = json.loads(stream.read(length).decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise damaged(f"its header is no JSON: {shown(str(error))}") from error
     if not isinstance(header, dict):
         raise damaged("its header is no JSON object")
     return header, 8 + length
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON allows a key twice; other readers might take another one of the two."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("one name stands in it twice")
+    return found
 
 
 def _place(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
@@ -84,6 +92,8 @@ def _place(name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, in
         raise CheckpointError(f"has {shown(name)} in the dtype {shown(str(kind))}, which cannot be read here")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or len(shape) > _MOST_DIMENSIONS:
         raise damaged(f"its header gives no possible shape or place of {shown(name)}")
+    if math.prod(max(n, 1) for n in shape) >= 2**62:  # more than torch can count, even where another size is 0
+        raise damaged(f"its header gives {shown(name)} the shape {shape}")
     size = math.prod(shape) * DTYPES[kind].itemsize
     if offsets[1] - offsets[0] != size:
         said = f"{offsets[1] - offsets[0]:,} bytes to {shown(name)}, whose shape and dtype need {size:,}"

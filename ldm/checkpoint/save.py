@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,7 @@ def save_checkpoint(
         key: dtype if dtype and tensor.is_floating_point() and not _KEPT.search(key) else tensor.dtype
         for key, tensor in tensors.items()
     }
+    _check_range(tensors, dtypes)
     with _appearing_whole(path) as file:
         if path.suffix == ".safetensors":
             text = {key: str(value) for key, value in metadata.items()}
@@ -83,6 +85,16 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"sparse and quantized tensors cannot be saved here: {some(wrong)}; make them dense first")
 
 
+def _check_range(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    """A large weight would be infinite in half precision, and stay so."""
+    for key, tensor in tensors.items():
+        if dtypes[key] != tensor.dtype and torch.finfo(dtypes[key]).max < torch.finfo(tensor.dtype).max:
+            cast = tensor.detach().to(dtypes[key]).float()
+            if (tensor.isfinite() & ~cast.isfinite()).any():
+                largest = torch.finfo(dtypes[key]).max
+                raise ValueError(f"{key!r} has values beyond {largest:g}, the largest {dtypes[key]}; save it as it is")
+
+
 def _whole(tensor: Tensor) -> Tensor:
     """torch.save writes all of a tensor's storage, so it gets none that is longer than the tensor."""
     tensor = tensor.resolve_conj().resolve_neg().contiguous()
@@ -91,10 +103,16 @@ def _whole(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _appearing_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which is at `path` once all of it is on the disk; after an error there is none."""
+    """A file to write, which is at `path` once all of it is on the disk; after an error there is none.
+
+    It is where a link at `path` points to, and may be read by those who could read the one that it replaces.
+    """
+    path = path.resolve()
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("xb") as file:
+            with suppress(OSError):  # there was none, or the disk knows no permissions
+                partial.chmod(stat.S_IMODE(path.stat().st_mode))
             yield file
             file.flush()
             os.fsync(file.fileno())

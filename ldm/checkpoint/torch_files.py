@@ -22,7 +22,7 @@ Contents = tuple[Any, Callable[[StoredTensor], Tensor]]
 
 _ALIGNMENT = 8  # bytes; torch's own zip files have 64
 _LOCAL_HEADER = 30  # bytes of a zip record's own header, before its name
-_MOST_PICKLE = 2**27  # bytes
+_MOST_PICKLE, _LONGEST_LINE = 2**27, 2**20  # bytes
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # what the older format begins with, a pickle each
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 
@@ -41,15 +41,16 @@ def read_legacy(path: Path) -> Contents:
     """Likewise. The pickles are: a magic number, the version, the machine, the object, and the storages' keys."""
     storages: dict[str, Storage] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-        magic = read_pickle(pages)
+        pickles = _Pickles(pages)
+        magic = read_pickle(pickles)
         if type(magic) is not int or magic != _MAGIC:
             raise CheckpointError(f"is a pickle of {kind(magic)}, not a file that torch wrote; save it with torch.save")
-        version, machine = read_pickle(pages), read_pickle(pages)
+        version, machine = read_pickle(pickles), read_pickle(pickles)
         if type(version) is not int or version != _VERSION:
             raise damaged("its format has an unknown version")
         if type(machine) is not dict or machine.get("little_endian") is not True:
             raise CheckpointError("was written on a big-endian machine, and only little-endian files can be read")
-        content, keys = read_pickle(pages, storages), read_pickle(pages)
+        content, keys = read_pickle(pickles, storages), read_pickle(pickles)
         starts = _starts(pages, keys, storages)
     mapped = MappedFile(path)
 
@@ -59,6 +60,24 @@ def read_legacy(path: Path) -> Contents:
         return mapped.bytes(starts[wanted.key], wanted.total * wanted.dtype.itemsize, _ALIGNMENT)
 
     return content, _builder(storage)
+
+
+class _Pickles:
+    """A file's first bytes as a stream of pickles: a line or a text that has no end is not searched for one."""
+
+    def __init__(self, pages: mmap.mmap):
+        self.pages, self.tell = pages, pages.tell
+
+    def read(self, count: int) -> bytes:
+        if count > _MOST_PICKLE - self.tell():
+            raise damaged(f"its pickle reaches beyond {_MOST_PICKLE:,} bytes")
+        return self.pages.read(count)
+
+    def readline(self) -> bytes:
+        end = self.pages.find(b"\n", self.tell(), min(self.tell() + _LONGEST_LINE, _MOST_PICKLE)) + 1
+        if not end:
+            raise damaged("its pickle has a line without an end")
+        return self.pages.read(end - self.tell())
 
 
 def _starts(pages: mmap.mmap, keys: Any, storages: dict[str, Storage]) -> dict[str, int]:
