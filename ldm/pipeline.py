@@ -80,12 +80,12 @@ class DDIMPipeline:
         where the scheduler clips that (None: as the scheduler's config says). output_type: "pil", "np" or "pt", see
         `ImagePipelineOutput`; values of the last two are in [0, 1]. return_dict=False returns the tuple (images,).
 
-        x_t stays in float32 where the network computes in half precision. Random numbers are drawn in float32.
+        x_t stays in float32 where the network computes in half precision. Random numbers are drawn in x_t's precision.
         """
         _check_request(batch_size, eta, output_type)
         source = noise_source(batch_size, generator)  # which also checks the number of generators
         dtype = torch.promote_types(self.dtype, torch.float32)
-        x = source.normal((batch_size, *_picture_shape(self.unet)), self.device, dtype)
+        x = source.normal((batch_size, *_picture_shape(self.unet)), self.device, dtype, drawn=dtype)
         self.scheduler.set_timesteps(num_inference_steps)
         x = self._denoise(x, eta=eta, use_clipped_model_output=use_clipped_model_output, generator=generator)
         images = _images(x, output_type)

@@ -62,6 +62,8 @@ def error(model, sampler, z, cond, guidance: dict, steps: int, refine: int) -> f
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     config, checkpoint, _ = _model.open_model(opt)
+    if _model.told_by(config) != "text":
+        raise ValueError("this model is not told text, and what is measured here are captioned scenes")
 
     import torch
 

@@ -2,6 +2,7 @@
 
     python scripts/txt2img.py --prompt "a red circle above a blue square"
     python scripts/txt2img.py --from-file prompts.txt --n_samples 8 --n_iter 1
+    python scripts/txt2img.py --ckpt sd-v1-4.ckpt --prompt "a photo of an astronaut"
     python scripts/txt2img.py --config CONFIG.yaml --ckpt WEIGHTS --prompt "…" sampler.params.eta=0.5
 
 Every picture has a seed of its own, so it is the same alone, in a batch, and in another batch size; its PNG tells it

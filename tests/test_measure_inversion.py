@@ -36,3 +36,11 @@ def test_the_pages_numbers_are_what_the_command_prints(capsys):
     printed = [float(v) for v in capsys.readouterr().out.splitlines()[2].strip("| ").split("|")[1:]]
     row = re.search(r"^\| 10 \| (\S+) \| (\S+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
     assert printed == pytest.approx([float(row[1]), float(row[2])], rel=0.2)
+
+
+def test_a_model_that_is_not_told_text_is_refused_before_it_is_read(tmp_path):
+    from _config import BUNDLED_CKPT
+
+    config = str(Path(__file__).parent.parent / "configs" / "latent-diffusion" / "cin256-v2.yaml")
+    with pytest.raises(ValueError, match="not told text"):
+        measure_inversion.main(["--config", config, "--ckpt", str(BUNDLED_CKPT), "--device", "cpu"])

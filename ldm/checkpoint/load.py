@@ -174,4 +174,4 @@ def _guess(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     if sum(key in weights and weights[key].shape == own[key].shape for key in own) > 0.9 * len(own):
         return ""
     names = [describe(weights)] if describe(weights) else recognise(weights)[:2]
-    return f"; it looks like {' or '.join(names)}" if names else "; is it the config of this file?"
+    return f" (it looks like {' or '.join(names)})" if names else " (is it the config of this file?)"

@@ -18,7 +18,7 @@ class NoiseSource:
     """Draws for a batch, from generators that each feed `count` of its samples.
 
     `shares`: ((generator, count), …); None is the global generator. `device`: where that one draws (None: where the
-    noise is wanted). Numbers are drawn in float32, so that a seed means the same in every precision.
+    noise is wanted). Numbers are drawn in float32 unless told, so that a seed means the same in every precision.
     """
 
     shares: tuple[tuple[Generator | None, int], ...]
