@@ -177,9 +177,12 @@ def test_zero_terminal_snr_is_finite_and_converges_to_the_flow_of_finer_steps(cl
 
 
 @pytest.mark.parametrize("cls", MULTISTEP)
-def test_one_step_runs(cls):
-    for options in ({}, {"final_alpha": "one"}):
-        assert torch.isfinite(run(cls(MixtureModel(MIX, "v")), 1, **options)).all()
+def test_one_step_to_no_noise_is_x0(cls):
+    """Where the step ends there is no eps to ask for again."""
+    for kind in ("eps", "v", "x0"):
+        model, options = MixtureModel(MIX, kind), {"ddim_discretize": "time_uniform", "final_alpha": "one"}
+        torch.testing.assert_close(run(cls(model), 1, **options), run(DDIMSampler(model), 1, **options))
+        assert torch.isfinite(run(cls(model), 1)).all()
 
 
 # ------------------------------------------------------------------------------------------------ CompVis' interface
