@@ -18,11 +18,13 @@ from ldm.modules.diffusionmodules.layers import (
     AttnBlock,
     Downsample,
     LinAttnBlock,
+    MemoryEfficientAttnBlock,
     ResnetBlock,
     Upsample,
     level,
     make_attn,
     middle,
+    nonlinearity,
     run_block,
     run_middle,
 )
@@ -34,12 +36,14 @@ __all__ = [
     "Downsample",
     "Encoder",
     "LinAttnBlock",
+    "MemoryEfficientAttnBlock",
     "Model",
     "Normalize",
     "ResnetBlock",
     "Upsample",
     "get_timestep_embedding",
     "make_attn",
+    "nonlinearity",
 ]
 
 
