@@ -1,5 +1,7 @@
 """Attention under CompVis' names: its formulas, its mask, and the ways in which repositories replace it."""
 
+import copy
+
 import pytest
 import torch
 from _networks import golden_weights, randn
@@ -102,9 +104,11 @@ def test_scale_is_the_roots_reciprocal_and_what_is_written_to_it_counts():
     assert layer.scale == 8**-0.5 and layer.heads == 2 and layer.dim_head == 8
     layer.scale *= 3
     scaled = layer(x, c)
+    trained = copy.deepcopy(layer).bfloat16().requires_grad_(True)(x.bfloat16(), c.bfloat16())
     layer.scale /= 3
     layer.to_q.weight.mul_(3)
     torch.testing.assert_close(scaled, layer(x, c))
+    torch.testing.assert_close(trained.float(), scaled, rtol=0, atol=0.05)
 
 
 def test_memory_efficient_attention_has_the_same_weights_and_numbers():
