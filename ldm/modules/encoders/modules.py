@@ -6,7 +6,7 @@ Nothing is downloaded: weights come with the checkpoint, vocabularies with this 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,13 @@ class AbstractEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> AbstractEncoder:
         return super().train(mode and not self.frozen)
+
+
+class IdentityEncoder(AbstractEncoder):
+    """Hands on what it is given, such as vectors that were encoded beforehand."""
+
+    def forward(self, x: Any) -> Any:
+        return x
 
 
 class ClassEmbedder(AbstractEncoder):
@@ -139,10 +146,16 @@ class BERTEmbedder(AbstractEncoder):
             emb_dropout=embedding_dropout,
         )
 
-    def forward(self, text: str | Sequence[str] | Tensor) -> Tensor:
-        """Prompts, or their tokens (B, N ≤ max_seq_len); returns (B, N, n_embed)."""
+    def forward(
+        self, text: str | Sequence[str] | Tensor, embedding_manager: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Prompts, or their tokens (B, N ≤ max_seq_len); returns (B, N, n_embed).
+
+        `embedding_manager`: as `TransformerWrapper` takes it, for words that textual inversion has learnt.
+        """
         tokenizer = self.tknz_fn.tokenizer if self.use_tknz_fn else None
-        return self.transformer(_tokens(text, tokenizer, self.transformer.token_emb), return_embeddings=True)
+        tokens = _tokens(text, tokenizer, self.transformer.token_emb)
+        return self.transformer(tokens, return_embeddings=True, embedding_manager=embedding_manager)
 
 
 class SpatialRescaler(AbstractEncoder):
