@@ -3,7 +3,7 @@
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import Checkpoint, load_checkpoint, load_state_dict
 from ldm.checkpoint.identify import config_of, identify
-from ldm.checkpoint.load import load_model, load_weights
+from ldm.checkpoint.load import load_model, load_partly, load_weights
 from ldm.checkpoint.recognise import config_path
 from ldm.checkpoint.save import save_checkpoint
 
@@ -15,6 +15,7 @@ __all__ = [
     "identify",
     "load_checkpoint",
     "load_model",
+    "load_partly",
     "load_state_dict",
     "load_weights",
     "save_checkpoint",
