@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ldm.modules.attention import FeedForward, multi_head_attention
+from ldm.modules.encoders.words import EmbeddingManager, embed
 
 
 class AbsolutePositionalEmbedding(nn.Module):
@@ -72,8 +73,12 @@ class TransformerWrapper(nn.Module):
         self.to_logits = nn.Linear(dim, num_tokens)
         nn.init.normal_(self.token_emb.weight, std=0.02)
 
-    def forward(self, x: Tensor, return_embeddings: bool = False) -> Tensor:
-        """`x`: (B, N) token numbers; returns (B, N, dim) or (B, N, num_tokens)."""
-        x = self.emb_dropout(self.token_emb(x) + self.pos_emb(x))
+    def forward(
+        self, x: Tensor, return_embeddings: bool = False, embedding_manager: EmbeddingManager | None = None
+    ) -> Tensor:
+        """`x`: (B, N) token numbers; returns (B, N, dim) or (B, N, num_tokens).
+
+        An `embedding_manager` gets the tokens and their vectors, and returns the vectors to go on with."""
+        x = self.emb_dropout(embed(x, self.token_emb, embedding_manager) + self.pos_emb(x))
         x = self.norm(self.attn_layers(x))
         return x if return_embeddings else self.to_logits(x)
