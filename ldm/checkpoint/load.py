@@ -30,6 +30,8 @@ _HARMLESS_UNEXPECTED = re.compile(
 )
 # In the model but not in the file, and made from the config alone. `scale_factor` is not: where kept, it was measured.
 _HARMLESS_MISSING = re.compile(rf"(low_scale_model\.)?{_SCHEDULE}|model_ema\.(decay|num_updates)$")
+# The vectors of words that textual inversion adds to a model: where a file has none, they begin as their config says.
+_ADDED_WORDS = "embedding_manager."
 # Few and small: copied, so that they do not hold the whole file in memory, and in the file's dtype, as the modules that
 # keep them in float32 see to that themselves.
 _SMALL = re.compile(rf"(low_scale_model\.)?({_SCHEDULE}|scale_factor$)|model_ema\.(decay|num_updates)$")
@@ -190,8 +192,9 @@ def _misfits(
 ) -> dict[str, list[str]]:
     """What is wrong with the weights for this model, and where. CheckpointError for a scale factor that is another."""
     both, learned = [key for key in own if key in weights], dict(model.named_parameters())
+    absent = [key for key in own if key not in weights and not key.startswith(_ADDED_WORDS)]
     problems = {
-        "missing": [k for k in own if k not in weights and (k in learned or not _HARMLESS_MISSING.match(k))],
+        "missing": [k for k in absent if k in learned or not _HARMLESS_MISSING.match(k)],
         "unexpected": [k for k in weights if k not in own and not _HARMLESS_UNEXPECTED.match(k)],
         "of another shape": [
             f"{k} {tuple(weights[k].shape)}, the model's is {tuple(own[k].shape)}"

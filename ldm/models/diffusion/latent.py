@@ -82,12 +82,16 @@ class LatentDiffusion(LatentBatches, ImageLog, DDPM):
     def instantiate_embedding_manager(self, config: Mapping[str, Any], embedder: nn.Module) -> nn.Module:
         return instantiate_from_config({**config, "params": {**(config.get("params") or {}), "embedder": embedder}})
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        report = super().load_state_dict(state_dict, *args, **kwargs)
+        if hasattr(self.embedding_manager, "begin_again"):
+            self.embedding_manager.begin_again(self.cond_stage_model)
+        return report
+
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "embedding_manager" and value is not None:
-            if self.cond_stage_model is None:
-                raise ValueError("this model is unconditional: it has no text encoder that could learn a word")
-            for part in (self.model, self.cond_stage_model):
+            for part in filter(None, (self.model, self.cond_stage_model)):
                 part.requires_grad_(False)
             self.train(self.training)
 

@@ -35,6 +35,7 @@ class WordPieceTokenizer(Tokenizer):
     """
 
     vocabulary_size = 30522
+    special = frozenset(_MARKS.values())
 
     def __init__(self, max_length: int = 77) -> None:
         super().__init__(START, END, PAD, max_length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class CaptionEncoder(nn.Module):
 class ClosedVocabulary:
     """Words and their numbers; words may be added (`add_word`), for textual inversion. A row has no end mark."""
 
-    pad, end = PAD, None
+    pad, end, special = PAD, None, frozenset((PAD, UNKNOWN))
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.index = {word: k for k, word in enumerate(vocabulary, start=UNKNOWN + 1)}
@@ -91,6 +91,11 @@ class ClosedVocabulary:
 
     def encode(self, text: str) -> list[int]:
         return [number for _, number in self.words(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `ids` stand for; an unknown word is "?"."""
+        word_of = {number: word for word, number in {**self.index, **self.added_words.numbers}.items()}
+        return " ".join(word_of.get(int(i), "?") for i in ids if i != PAD)
 
     def add_word(self, word: str) -> int:
         """From now on `word` is one token, of the number that is returned."""

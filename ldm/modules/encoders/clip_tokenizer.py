@@ -37,6 +37,7 @@ class CLIPTokenizer(Tokenizer):
     """
 
     vocabulary_size = 49408
+    special = frozenset(_MARKS.values())
 
     def __init__(self, max_length: int = 77, pad: int = END) -> None:
         super().__init__(START, END, pad, max_length)

@@ -21,6 +21,7 @@ class Tokenizer:
     """
 
     vocabulary_size: int
+    special: frozenset[int]  # numbers that stand for no word
 
     def __init__(self, start: int, end: int, pad: int, max_length: int) -> None:
         if max_length < 2:
