@@ -66,11 +66,15 @@ def test_ignored_keys_are_passed_over(other, report, tmp_path):
 
 
 @pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.filterwarnings("ignore:.*holds no averaged weights")
 def test_the_network_alone_may_be_taken(other, report, alone, tmp_path):
+    other.model_ema(other.model)
     weights = other.model.state_dict() if alone else other.state_dict()
     model = build(ckpt_path=saved(tmp_path / "a.safetensors", weights), load_only_unet=True)
     assert equal(model, other, "model.") and equal(model, build(), "cond_stage_model.")
     assert "WARNING" not in report(), "what was not asked for is not missing"
+    averages = other.model_ema if not alone else type(other.model_ema)(other.model)
+    assert all(torch.equal(v, dict(averages.named_buffers())[k]) for k, v in model.model_ema.named_buffers())
 
 
 def test_the_average_is_the_files_or_begins_at_the_weights(other, tmp_path):

@@ -38,7 +38,7 @@ def load_embeddings(path: str | Path) -> dict[str, Tensor]:
         vectors = (build(value) if isinstance(value, StoredTensor) else value).float()
         if not vectors.isfinite().all():
             raise CheckpointError(f"{str(path)!r}: the vectors of {word!r} are not finite; get the file again")
-        found[word] = vectors.reshape(-1, vectors.shape[-1]).clone()  # not mapped: it is small, and may be saved over
+        found[word] = vectors.reshape(-1, vectors.shape[-1])
     return found
 
 
