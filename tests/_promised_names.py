@@ -11,6 +11,12 @@ PROMISED = {
     "ldm.lr_scheduler": "LambdaLinearScheduler LambdaWarmUpCosineScheduler LambdaWarmUpCosineScheduler2",
     "ldm.models.autoencoder": "AutoencoderKL IdentityFirstStage VQModel VQModelInterface",
     "ldm.models.diffusion.ddim": "DDIMSampler",
+    "ldm.models.diffusion.ddpm": """
+        DDPM DiffusionWrapper LatentDepth2ImageDiffusion LatentDiffusion LatentFinetuneDiffusion LatentInpaintDiffusion
+        LatentUpscaleDiffusion disabled_train uniform_on_device
+    """,
+    "ldm.models.diffusion.dpm_solver": "DPMSolverSampler",
+    "ldm.models.diffusion.plms": "PLMSSampler",
     "ldm.models.diffusion.sampling_util": """
         append_dims norm_thresholding renorm_thresholding spatial_norm_thresholding
     """,
@@ -40,6 +46,7 @@ PROMISED = {
         AbstractDistribution DiagonalGaussianDistribution DiracDistribution normal_kl
     """,
     "ldm.modules.ema": "LitEma",
+    "ldm.modules.embedding_manager": "EmbeddingManager",
     "ldm.modules.encoders.modules": """
         AbstractEncoder BERTEmbedder BERTTokenizer ClassEmbedder FrozenCLIPEmbedder FrozenOpenCLIPEmbedder
         IdentityEncoder SpatialRescaler TransformerEmbedder

@@ -83,7 +83,7 @@ def test_controlnet_says_nothing_before_it_was_trained(controlnet):
         )
     torch.testing.assert_close(torch.tensor(said["samples"]), plain, rtol=0, atol=1e-4)
     assert said["hint_matters"] == 0 and said["pictures"] == [[64, 64, 3]] * 2
-    assert said["guessed"] == 0  # also where the hint is withheld from one side of guidance
+    assert said["guessed"] < 1e-3  # also where the hint is withheld from one side of guidance
 
 
 @pytest.mark.parametrize("how", ["plain", "lightning"])

@@ -5,11 +5,10 @@ Attribute names are frozen by the released checkpoints' keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from ldm.modules.attention import FeedForward, multi_head_attention
+from ldm.modules.encoders.words import EmbeddingManager, embed
 
 
 class AbsolutePositionalEmbedding(nn.Module):
@@ -98,15 +97,13 @@ class TransformerWrapper(nn.Module):
         x: Tensor,
         return_embeddings: bool = False,
         mask: Tensor | None = None,
-        embedding_manager: Callable[[Tensor, Tensor], Tensor] | None = None,
+        embedding_manager: EmbeddingManager | None = None,
     ) -> Tensor:
         """`x`: (B, N) token numbers; returns (B, N, dim) or (B, N, num_tokens).
 
-        `mask`: (B, N), bool, true where there is a token. `embedding_manager`: (tokens, their vectors) → vectors, as in
-        textual inversion (Gal et al. 2022), which puts learnt vectors in the place of words.
+        `mask`: (B, N), bool, true where there is a token. An `embedding_manager` gets the tokens and their vectors, and
+        returns the vectors to go on with.
         """
-        words = self.token_emb(x)
-        if embedding_manager is not None:
-            words = embedding_manager(x, words)
-        h = self.norm(self.attn_layers(self.emb_dropout(words + self.pos_emb(x)), mask))
+        x = self.emb_dropout(embed(x, self.token_emb, embedding_manager) + self.pos_emb(x))
+        h = self.norm(self.attn_layers(x, mask))
         return h if return_embeddings else self.to_logits(h)
