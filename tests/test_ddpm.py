@@ -200,11 +200,10 @@ def test_every_name_of_the_originals_module_is_there():
 
 def test_the_conditioning_key_is_inferred_by_the_originals_rule():
     for key in (None, "crossattn"):
-        settings = {"unet_config": UNET, "conditioning_key": key, "use_ema": False}
-        none = LatentDiffusion(FIRST_STAGE, "__is_unconditional__", **settings)
-        assert none.model.conditioning_key is None
+        m = LatentDiffusion(FIRST_STAGE, "__is_unconditional__", unet_config=UNET, conditioning_key=key, use_ema=False)
+        assert m.model.conditioning_key is None
     with pytest.raises(ValueError, match="unconditional"):
-        none.get_learned_conditioning(["a star"])
+        m.get_learned_conditioning(["a star"])
     first_stage = "__is_first_stage__"
     assert LatentDiffusion(FIRST_STAGE, first_stage, unet_config=UNET, use_ema=False).model.conditioning_key == "concat"
     crossattn = LatentDiffusion(FIRST_STAGE, first_stage, unet_config=UNET, concat_mode=False, use_ema=False)
@@ -298,4 +297,3 @@ def test_what_would_change_the_loss_is_refused_and_its_default_accepted(trained,
 def test_a_scale_factor_that_cannot_be_one_is_an_error(factor):
     with pytest.raises(ValueError, match="give a number above 0"):
         build(scale_factor=factor)
-

@@ -19,7 +19,7 @@ from ldm.modules.encoders.clip import CLIPTextModel, OpenCLIPTextModel
 from ldm.modules.encoders.clip_tokenizer import END, CLIPTokenizer
 from ldm.modules.encoders.text_config import clip_config, open_clip_config
 from ldm.modules.encoders.tokenizer import Tokenizer
-from ldm.modules.encoders.words import EmbeddingManager
+from ldm.modules.encoders.words import EmbeddingManager, as_tokens
 from ldm.modules.x_transformer import Encoder, TransformerWrapper
 
 
@@ -95,7 +95,7 @@ class TransformerEmbedder(AbstractEncoder):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`tokens`: (B, N ≤ max_seq_len); returns (B, N, n_embed)."""
-        return self.transformer(_tokens(tokens, None, self.transformer.token_emb), return_embeddings=True)
+        return self.transformer(as_tokens(tokens, None, self.transformer.token_emb), return_embeddings=True)
 
 
 class BERTTokenizer(AbstractEncoder):
@@ -159,7 +159,7 @@ class BERTEmbedder(AbstractEncoder):
 
     def forward(self, text: str | Sequence[str] | Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """Prompts, or their tokens (B, N ≤ max_seq_len); returns (B, N, n_embed)."""
-        tokens = _tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
+        tokens = as_tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
         return self.transformer(tokens, return_embeddings=True, embedding_manager=embedding_manager)
 
 
@@ -230,7 +230,7 @@ class FrozenCLIPEmbedder(AbstractEncoder):
 
     def forward(self, text: str | Sequence[str] | Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """Prompts, or their tokens (B, N)."""
-        tokens = _tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
+        tokens = as_tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
         if self.layer == "pooled":
             return self.transformer.pooled(tokens, embedding_manager)[:, None]
         if self.layer == "hidden":
@@ -272,7 +272,7 @@ class FrozenOpenCLIPEmbedder(AbstractEncoder):
 
     def forward(self, text: str | Sequence[str] | Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """Prompts, or their tokens (B, N)."""
-        tokens = _tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
+        tokens = as_tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
         return self.model(tokens, 1 if self.layer == "penultimate" else 0, embedding_manager)
 
 
@@ -285,23 +285,3 @@ def _fitting(max_length: int, positions: int) -> int:
     if max_length > positions:
         raise ValueError(f"max_length={max_length}: the text transformer has positions for {positions} tokens only")
     return max_length
-
-
-def _tokens(
-    text: str | Sequence[str] | Tensor,
-    tokenizer: Tokenizer | None,
-    words: nn.Embedding,
-    embedding_manager: EmbeddingManager | None = None,
-) -> Tensor:
-    """Prompts or tokens → tokens on the device of the embedding that reads them; a manager's own to write into."""
-    if not isinstance(text, Tensor):
-        if tokenizer is None:
-            raise TypeError(f"this encoder has no tokenizer; give token numbers as a tensor, not {type(text).__name__}")
-        if words.num_embeddings < tokenizer.vocabulary_size:
-            raise ValueError(
-                f"the text encoder knows {words.num_embeddings} tokens and its tokenizer {tokenizer.vocabulary_size};"
-                " give token numbers as a tensor"
-            )
-        text = tokenizer(text)
-        tokenizer.added_words.require(text, embedding_manager)
-    return text.to(words.weight.device, copy=embedding_manager is not None)

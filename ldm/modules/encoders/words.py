@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ldm.modules.encoders.tokenizer import Tokenizer
 
 EmbeddingManager = Callable[[Tensor, Tensor], Tensor]
 
@@ -64,3 +68,23 @@ def embed(tokens: Tensor, words: nn.Embedding, embedding_manager: EmbeddingManag
         return words(tokens)
     known = torch.clamp(tokens, max=words.num_embeddings - 1)  # an added word has no vector there
     return embedding_manager(tokens, words(known))
+
+
+def as_tokens(
+    text: str | Sequence[str] | Tensor,
+    tokenizer: Tokenizer | None,
+    words: nn.Embedding,
+    embedding_manager: EmbeddingManager | None = None,
+) -> Tensor:
+    """Prompts or tokens → tokens on the device of the embedding that reads them; a manager's own to write into."""
+    if not isinstance(text, Tensor):
+        if tokenizer is None:
+            raise TypeError(f"this encoder has no tokenizer; give token numbers as a tensor, not {type(text).__name__}")
+        if words.num_embeddings < tokenizer.vocabulary_size:
+            raise ValueError(
+                f"the text encoder knows {words.num_embeddings} tokens and its tokenizer {tokenizer.vocabulary_size};"
+                " give token numbers as a tensor"
+            )
+        text = tokenizer(text)
+        tokenizer.added_words.require(text, embedding_manager)
+    return text.to(words.weight.device, copy=embedding_manager is not None)
