@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = {"torch", "numpy", "tqdm", "omegaconf"}  # what setup.py requires; the rest is optional
 
 # scripts -> pipeline, bulk -> models, checkpoint -> modules -> nothing
-RANK = {"scripts": 4, "pipeline": 3, "bulk": 3, "models": 2, "checkpoint": 2, "modules": 1, "image": 0, "data": 0}
+RANK = {
+    "scripts": 4, "pipeline": 3, "bulk": 3, "models": 2, "checkpoint": 2, "modules": 1,
+    "image": 0, "picture_files": 0, "data": 0,
+}  # fmt: skip
 
 
 def files(root):
