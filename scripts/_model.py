@@ -6,7 +6,7 @@ import argparse
 import os.path
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,26 @@ def checkpoint_path(config: str | None, ckpt: str | None) -> str:
     return str(_config.BUNDLED_CKPT) if ckpt is None else ckpt
 
 
-def told_by(config) -> str:
+def conditioning_key(config) -> str | None:
+    """How the config's model is conditioned, by LatentDiffusion's rules: None for one that draws from noise alone."""
+    params = config.model.get("params") or {}
+    if params.get("cond_stage_config") == "__is_unconditional__":
+        return None
+    return params.get("conditioning_key") or ("concat" if params.get("concat_mode", True) else "crossattn")
+
+
+def told_by(config, shown: Collection[str] = ()) -> str:
     """What the config's model draws from: "text", "class" or "nothing".
 
-    ValueError for one that is shown something else, and where the config does not say.
+    `shown`: the conditioning_keys of models that the script shows a picture besides. ValueError for one that is shown
+    something else, and where the config does not say.
     """
-    params = config.model.get("params") or {}
-    stage = params.get("cond_stage_config")
-    if stage == "__is_unconditional__":
+    key = conditioning_key(config)
+    if key is None or key == "concat" and key in shown:
         return "nothing"
-    key = params.get("conditioning_key") or ("concat" if params.get("concat_mode", True) else "crossattn")
-    if key != "crossattn":
+    if key != "crossattn" and key not in shown:
         raise ValueError(_shown_besides(key))
+    stage = (config.model.get("params") or {}).get("cond_stage_config")
     target = stage.get("target", "") if isinstance(stage, Mapping) else ""
     name = target.rpartition(".")[2]
     if stage == "__is_first_stage__" or name == "SpatialRescaler" or target.startswith("ldm.models.autoencoder."):
@@ -118,8 +126,21 @@ def check_classes(config, prompts: Sequence[str | None], negative: str, guided: 
         )
 
 
-def conditionings(model, kind: str, prompts: Sequence[str], negative: str, guided: bool) -> tuple[Any, Any]:
-    """What the network is shown for the prompts, and for what guidance leads away from; None where nothing is."""
+def conditionings(
+    model, kind: str, prompts: Sequence[str], negative: str, guided: bool, shown: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """What the network is shown for the prompts, and for what guidance leads away from; None where nothing is.
+
+    `shown`: what it is shown besides, in both, such as {"c_concat": [(B, C, h, w)]}.
+    """
+    cond, uncond = _encoded(model, kind, prompts, negative, guided)
+    if shown:
+        cond = {**shown, "c_crossattn": [cond]} if cond is not None else dict(shown)
+        uncond = {**shown, "c_crossattn": [uncond]} if guided and uncond is not None else None
+    return cond, uncond
+
+
+def _encoded(model, kind: str, prompts: Sequence[str], negative: str, guided: bool) -> tuple[Any, Any]:
     if kind == "nothing":
         return None, None
     if kind == "text":

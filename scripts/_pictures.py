@@ -1,0 +1,81 @@
+"""What the scripts share that begin from a picture: the flag, the size that is drawn at, and the way back to it."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _cli
+import _config
+
+LARGE = 4  # times the area that a model was made for: beyond it, pictures are slow, and things come twice
+
+
+def add_picture_flag(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument_group("picture").add_argument(
+        "--init-img", "--init_img", type=_cli.a_path, metavar="PICTURE", help=f"the file of {what}"
+    )
+
+
+def required(opt: argparse.Namespace, **flags: str) -> None:
+    """ValueError where a flag (by its name in `opt`) is not given; the value says what it names."""
+    for name, what in flags.items():
+        if getattr(opt, name) is None:
+            raise ValueError(f"--{name.replace('_', '-')} is missing: give {what}")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture to begin from, and what a model makes of its size."""
+
+    picture: Any  # PIL's, RGB
+    multiple: int  # of the sides that the model takes; the picture is padded to it
+    shape: tuple[int, int, int]  # of the latents of the padded picture, (C, h, w)
+
+    @classmethod
+    def of(cls, picture, config, C: int | None = None, f: int | None = None, *, name: str = "the picture") -> Canvas:
+        """ValueError for a picture that is smaller than one latent; a warning for one much larger than the model's."""
+        C, f = _config.scales(config, C, f)
+        step = _config.multiple(config, f)
+        width, height = picture.size
+        if min(width, height) < f:
+            raise ValueError(f"{name} is {width}x{height} pixels, less than the {f}x{f} that one latent of this model "
+                             "covers; give a larger picture")  # fmt: skip
+        own = _config.own_size(config, f)
+        if None not in own and width * height > LARGE * own[0] * own[1]:
+            warnings.warn(
+                f"{name} is {width}x{height} pixels, {width * height / (own[0] * own[1]):.0f} times the area that this "
+                f"model was made for ({own[1]}x{own[0]}): it needs time and memory, and things may come more than once;"
+                " make it smaller",
+                stacklevel=2,
+            )
+        return cls(picture, step, (C, *(-(-side // step) * step // f for side in (height, width))))
+
+    def tensor(self):
+        """(1, 3, H, W) in [-1, 1], padded."""
+        from ldm.picture_files import padded, to_tensor
+
+        return padded(to_tensor(self.picture), self.multiple)
+
+    def cut(self, images):
+        """Pictures (B, C, H, W) that were drawn, of the padded size, without the padding."""
+        return images[..., : self.picture.height, : self.picture.width]
+
+
+def resized(picture, H: int | None, W: int | None):
+    """The picture at H×W pixels; where one side is None, in its own proportions, and where both are, as it is."""
+    from PIL import Image
+
+    if H is None and W is None:
+        return picture
+    width, height = picture.size
+    size = W or max(1, round(width * H / height)), H or max(1, round(height * W / width))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def name_of(path: str) -> str:
+    """A picture's name as the settings of what is drawn from it tell it."""
+    return Path(path).name
