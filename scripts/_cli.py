@@ -206,11 +206,13 @@ def add_sampling_flags(
         )
 
 
-def add_size_flags(parser: argparse.ArgumentParser) -> None:
+def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the model's") -> None:
+    """`own`: what the size is unless it is given; None where it cannot be."""
     group = parser.add_argument_group("size")
     size = number(int, 1)
-    group.add_argument("--H", type=size, help="height in pixels (default: the model's)")
-    group.add_argument("--W", type=size, help="width in pixels (default: the model's)")
+    if own is not None:
+        group.add_argument("--H", type=size, help=f"height in pixels (default: {own})")
+        group.add_argument("--W", type=size, help=f"width in pixels (default: {own})")
     group.add_argument("--C", type=size, help="latent channels (default: the model's; another number is an error)")
     group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
 

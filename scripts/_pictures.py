@@ -14,17 +14,17 @@ import _config
 LARGE = 4  # times the area that a model was made for: beyond it, pictures are slow, and things come twice
 
 
-def add_picture_flag(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument_group("picture").add_argument(
-        "--init-img", "--init_img", type=_cli.a_path, metavar="PICTURE", help=f"the file of {what}"
-    )
+def add_picture_flag(group: argparse._ActionsContainer, what: str) -> None:
+    group.add_argument("--init-img", "--init_img", type=_cli.a_path, metavar="PICTURE", help=f"the file of {what}")
 
 
-def required(opt: argparse.Namespace, **flags: str) -> None:
-    """ValueError where a flag (by its name in `opt`) is not given; the value says what it names."""
-    for name, what in flags.items():
-        if getattr(opt, name) is None:
-            raise ValueError(f"--{name.replace('_', '-')} is missing: give {what}")
+def read(path: str | None, flag: str = "--init-img"):
+    """The picture that a flag names; ValueError where it does not."""
+    from ldm.picture_files import read_picture
+
+    if path is None:
+        raise ValueError(f"{flag} is missing: give the file of a picture to begin from")
+    return read_picture(path, flag=flag)
 
 
 @dataclass(frozen=True)
