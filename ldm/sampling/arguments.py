@@ -23,7 +23,8 @@ class Options:
     """What `DDIMSampler.sample` takes beyond CompVis' arguments, and the constructor as defaults for it.
 
     The timesteps and their noise levels, for `make_schedule`:
-      ddim_discretize    "uniform", "compvis", "quad", "leading", "trailing" or "linspace" (timesteps.py)
+      ddim_discretize    "uniform", "compvis", "quad", "leading", "trailing", "linspace", "time_uniform" or
+                         "logsnr" (timesteps.py)
       steps_offset       the first timestep, where not the spacing's own: 0 of "leading", 1 of "uniform", "compvis"
                          and "quad"; the other spacings have none
       timesteps          a list of S timesteps, in either order, instead of a spacing
@@ -38,10 +39,16 @@ class Options:
     The model's prediction:
       guidance_rescale   φ in [0, 1] of Lin et al. 2023: 0.7 is usual with v models and zero terminal SNR
       guidance_interval  (lo, hi) in timesteps, such as (200, 800): guide only there (Kynkäänniemi et al. 2024)
-      batch_guidance     False asks the model for cond and uncond one after the other: half the memory
+      image_conditioning, image_guidance_scale  what a picture says without the text, and the scale of that: guidance
+                         with two scales (InstructPix2Pix; Brooks et al. 2023, eq. 3); 1.5 is usual. Outside of
+                         guidance_interval it is 1, too
+      batch_guidance     False asks the model for each conditioning after the other: half the memory
       clip_x0            True or a limit: clamp the predicted x0 to ±1 or ±limit at each step
       dynamic_threshold_max  the most that `dynamic_threshold` divides x0 by, 1 or more; no limit unless given
       rederive_eps       derive eps again from x0 as limited or quantised, so that the two agree about x_t (GLIDE)
+    Where a run starts (SDEdit, Meng et al. 2022):
+      init, strength     latents (B, …) to start from, noised to the level of the last int(strength · S) of the S steps,
+                         which are those taken, at least one; 0 < strength ≤ 1, and 1 leaves the least of `init`
     The rest:
       blend_final        with a mask: put x0 back into the known region, exactly, after the last step
       progress           show a bar; None does what `verbose` says
@@ -59,10 +66,14 @@ class Options:
     noise_device: torch.device | str | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    image_conditioning: Conditioning = None
+    image_guidance_scale: float = 1.0
     batch_guidance: bool = True
     clip_x0: bool | float = False
     dynamic_threshold_max: float = math.inf
     rederive_eps: bool = False
+    init: Tensor | None = None
+    strength: float = 1.0
     blend_final: bool = False
     progress: bool | None = None
 
@@ -74,7 +85,8 @@ class Options:
         for name in ("zero_terminal_snr", "rederive_eps", "batch_guidance", "blend_final"):
             if getattr(self, name) not in (True, False) or isinstance(getattr(self, name), float):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: choose True or False")
-        numbers = ("steps_offset", "guidance_rescale", "clip_x0", "dynamic_threshold_max")
+        numbers = ("steps_offset", "guidance_rescale", "image_guidance_scale", "clip_x0", "dynamic_threshold_max",
+                   "strength")  # fmt: skip
         check_numbers(**without_none(**{name: getattr(self, name) for name in numbers}))
         if self.guidance_interval is not None:
             as_interval(self.guidance_interval)
@@ -122,7 +134,9 @@ EXCLUDES = {"ddim_discretize": "timesteps", "seeds": "generator", "generator": "
 SCHEDULE = ("ddim_discretize", "steps_offset", "timesteps", "final_alpha", "betas", "zero_terminal_snr", "sigma")
 
 # The options that `encode` takes.
-ENCODES = {"guidance_rescale", "guidance_interval", "batch_guidance", "progress"}
+ENCODES = {
+    "guidance_rescale", "guidance_interval", "image_conditioning", "image_guidance_scale", "batch_guidance", "progress",
+}  # fmt: skip
 
 # Keywords that callers of CompVis' sampler pass to `sample`, which swallowed them: why they did nothing.
 SWALLOWED = {

@@ -30,6 +30,8 @@ class Sampler(nn.Module):
     is not where it runs. `options` are defaults for the keyword-only arguments of `sample` (arguments.Options).
     """
 
+    DEFAULTS: Mapping[str, Any] = {}  # a kind of sampler's own, of the options
+
     def __init__(
         self,
         model: DiffusionModel,
@@ -46,7 +48,7 @@ class Sampler(nn.Module):
         self.schedule = schedule
         self.ddpm_num_timesteps = int(model.num_timesteps)
         self.device = device
-        self.options = Options().updated(options, type(self).__name__)
+        self.options = Options(**self.DEFAULTS).updated(options, type(self).__name__)
         self.verbose = True
         self._levels: dict[bool, Levels] = {}  # by use_original_steps
         self.levels_are_the_models = True  # or of given or rescaled betas
@@ -108,11 +110,11 @@ class Sampler(nn.Module):
         )
         if idle := idle_offset(steps_offset, timesteps, ddim_discretize):
             warn(idle)
+        schedule = NoiseSchedule.sampling(self.model, betas, zero_terminal_snr)
         if timesteps is None:
-            steps = make_timesteps(ddim_discretize, ddim_num_steps, total, steps_offset)
+            steps = make_timesteps(ddim_discretize, ddim_num_steps, total, steps_offset, schedule.alpha_bar)
         else:
             steps = given_timesteps(timesteps, ddim_num_steps, total)
-        schedule = NoiseSchedule.sampling(self.model, betas, zero_terminal_snr)
         alphas = schedule.alpha_bar[steps]
         last = 1.0 if final_alpha == "one" else schedule.alpha_bar[0]
         ddim = Levels.of(steps, alphas, np.append(last, alphas[:-1]), ddim_eta, sigma)

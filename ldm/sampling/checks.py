@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import SCHEDULE, Options, Request, warn
+from .arguments import SCHEDULE, Options, Request, warn, without_none
 from .guidance import Conditioning, check_batch, check_forms
 from .mask import broadcasts, check_mask
 from .model import parameterization_of
@@ -37,14 +37,21 @@ def check_request(
     cond: Conditioning, shape: tuple[int, ...], request: Request, options: Options, levels: Levels
 ) -> None:
     """ValueError, or TypeError, for what cannot be run on latents of `shape`, (B, …)."""
-    check_tensors(x_T=request.x_T, mask=request.mask, x0=request.x0)
-    check_batch(cond, shape[0], "conditioning")
-    check_batch(request.unconditional_conditioning, shape[0], "unconditional_conditioning")
-    if request.x_T is not None and tuple(request.x_T.shape) != shape:
-        raise ValueError(
-            f"x_T has shape {tuple(request.x_T.shape)}, but (batch_size, *shape) is {shape}: make them agree"
-        )
-    check_forms(request.unconditional_conditioning, cond)
+    starts = {"x_T": request.x_T, "init": options.init}
+    check_tensors(**starts, mask=request.mask, x0=request.x0)
+    others = {
+        "unconditional_conditioning": request.unconditional_conditioning,
+        "image_conditioning": options.image_conditioning,
+    }
+    for name, value in {"conditioning": cond, **others}.items():
+        check_batch(value, shape[0], name)
+    for name, x in without_none(**starts).items():
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, but (batch_size, *shape) is {shape}: make them agree")
+    if None not in starts.values():
+        raise ValueError("x_T and init both say where the run starts: give one of them")
+    for name, value in others.items():
+        check_forms(value, cond, name)
     if request.mask is not None:
         check_mask(request.mask, request.x0, shape)
     if request.normals_sequence is not None:
@@ -105,10 +112,18 @@ def check_normals(normals: Sequence[Tensor], steps: int, shape: tuple[int, ...])
 
 
 def warn_idle(
-    request: Request, given: Mapping[str, Any], options: Options, scales: Sequence[float], levels: Levels
+    request: Request,
+    given: Mapping[str, Any],
+    options: Options,
+    scales: Sequence[float],
+    image_scales: Sequence[float],
+    levels: Levels,
 ) -> None:
     """Warn, by name, of arguments without effect. `given`: of the options, those of this call, not of the sampler."""
-    quiet, unguided = not any(levels.sigma), request.unconditional_conditioning is None
+    quiet, imageless = not any(levels.sigma), options.image_conditioning is None
+    unguided = request.unconditional_conditioning is None
+    ones = all(s == 1 for s in [*scales, *([] if imageless else image_scales)])
+    speechless = unguided and imageless  # `image_conditioning` alone is something to lead away from
     why_quiet, why_unguided = "no noise is added at eta = 0", "there is no unconditional_conditioning"
     thresholded = request.dynamic_threshold is not None
     limited, top = thresholded or options.clip_x0 or request.quantize_x0, given.get("dynamic_threshold_max", inf)
@@ -119,13 +134,16 @@ def warn_idle(
         ("x0", request.x0 is not None and request.mask is None, "there is no mask"),
         ("blend_final", given.get("blend_final") and request.mask is None, "there is no mask"),
         ("corrector_kwargs", request.corrector_kwargs and request.score_corrector is None, "there is no corrector"),
-        ("unconditional_guidance_scale", request.unconditional_guidance_scale != 1 and unguided, why_unguided),
-        ("ucg_schedule", request.ucg_schedule is not None and unguided, why_unguided),
+        ("unconditional_guidance_scale", request.unconditional_guidance_scale != 1 and speechless, why_unguided),
+        ("ucg_schedule", request.ucg_schedule is not None and speechless, why_unguided),
+        ("image_guidance_scale", given.get("image_guidance_scale", 1) != 1 and imageless, "no image_conditioning"),
+        ("image_guidance_scale", options.image_guidance_scale != 1 and unguided and not imageless, why_unguided),
+        ("strength", "strength" in given and options.init is None, "there is no init"),
         ("dynamic_threshold_max", top < inf and not thresholded, "there is no dynamic_threshold"),
         ("rederive_eps", given.get("rederive_eps") and not limited, "nothing limits x0"),
-        ("guidance_rescale", given.get("guidance_rescale") and unguided, why_unguided),
-        ("guidance_interval", "guidance_interval" in given and unguided, why_unguided),
-        ("unconditional_conditioning", not unguided and all(s == 1 for s in scales), "the scale is 1 at every step"),
+        ("guidance_rescale", given.get("guidance_rescale") and speechless, why_unguided),
+        ("guidance_interval", "guidance_interval" in given and speechless, why_unguided),
+        ("unconditional_conditioning", not unguided and ones, "the scale is 1 at every step"),
         ("noise_device", "noise_device" in given and "generator" in given, "a generator has its own"),
         *((name, name in given, "it is an argument of make_schedule") for name in SCHEDULE),
     ):

@@ -23,23 +23,45 @@ def guided_output(
     uncond: Conditioning = None,
     scale: float = 1.0,
     *,
+    image: Conditioning = None,
+    image_scale: float = 1.0,
     rescale: float = 0.0,
     batched: bool = True,
 ) -> Tensor:
-    """uncond + scale (cond − uncond), in x's precision. At scale 1 or without uncond the model is asked for cond alone.
+    """uncond + scale (cond − uncond), in x's precision; with `image`, what the picture alone says, two scales:
 
-    One call on [uncond; cond] where the two can be concatenated, else, or with `batched=False` (half the memory), two.
-    Linear in eps, v and x0 alike: at one noise level each is an affine function of the other.
+    uncond + image_scale (image − uncond) + scale (cond − image), Brooks et al. 2023 (InstructPix2Pix), eq. 3.
+
+    The model is asked only for what does not cancel: at scale 1, or without uncond, for cond alone. One call for all,
+    where they can be concatenated, else, or with `batched=False` (less memory), one after the other. Linear in eps, v
+    and x0 alike: at one noise level each is an affine function of the other.
     """
-    if uncond is None or scale == 1:
-        return run_model(model, x, t, cond)
-    pair = pair_conditionings(uncond, cond) if batched else None
-    if pair is None:
-        without, given = run_model(model, x, t, uncond), run_model(model, x, t, cond)
-    else:
-        without, given = run_model(model, torch.cat([x, x]), torch.cat([t, t]), pair).chunk(2)
-    guided = without + scale * (given - without)
-    return rescale_guidance(guided, given, rescale) if rescale else guided
+    conds, scales = chain(cond, uncond, scale, image, image_scale)
+    outputs = run_each(model, x, t, conds, batched)
+    guided = outputs[0]
+    for factor, below, above in zip(scales, outputs, outputs[1:], strict=False):
+        guided = guided + factor * (above - below)
+    return rescale_guidance(guided, outputs[-1], rescale) if rescale and scales else guided
+
+
+def chain(
+    cond: Conditioning, uncond: Conditioning, scale: float, image: Conditioning = None, image_scale: float = 1.0
+) -> tuple[list[Conditioning], list[float]]:
+    """What to ask the model for, from what says least to `cond`, and the scale of each difference on the way."""
+    two = image is not None and (uncond is None or image_scale != scale)  # at equal scales what `image` says cancels
+    conds, scales = ([uncond, image, cond], [image_scale, scale]) if two else ([uncond, cond], [scale])
+    while scales and (conds[0] is None or scales[0] == 1):
+        del conds[0], scales[0]
+    return conds, scales
+
+
+def run_each(model, x: Tensor, t: Tensor, conds: Sequence[Conditioning], batched: bool = True) -> Sequence[Tensor]:
+    """The model's output for each of the conditionings, by one call if they can be concatenated."""
+    n = len(conds)
+    joined = pair_conditionings(*conds) if batched and n > 1 else None
+    if joined is None:
+        return [run_model(model, x, t, cond) for cond in conds]
+    return run_model(model, torch.cat([x] * n), torch.cat([t] * n), joined).chunk(n)
 
 
 def run_model(model, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -61,10 +83,10 @@ def rescale_guidance(guided: Tensor, given: Tensor, phi: float) -> Tensor:
     return phi * ratio * guided + (1 - phi) * guided
 
 
-def pair_conditionings(uncond: Conditioning, cond: Conditioning) -> Conditioning | None:
-    """[uncond; cond] along the batch, leaf by leaf, in the form of `cond`; None where the two do not match."""
+def pair_conditionings(*conds: Conditioning) -> Conditioning | None:
+    """[uncond; cond], or more, along the batch, leaf by leaf, in the form of the last; None where they do not match."""
     try:
-        return _pair(uncond, cond)
+        return _pair(conds)
     except _Mismatch:
         return None
 
@@ -73,15 +95,19 @@ class _Mismatch(Exception):
     pass
 
 
-def _pair(uncond: Conditioning, cond: Conditioning) -> Conditioning:
-    if isinstance(cond, Tensor) and isinstance(uncond, Tensor) and cond.ndim > 0 and uncond.shape == cond.shape:
-        return torch.cat([uncond, cond])
-    if isinstance(cond, dict) and isinstance(uncond, dict) and cond.keys() == uncond.keys():
-        return {key: _pair(uncond[key], cond[key]) for key in cond}
-    if isinstance(cond, list | tuple) and isinstance(uncond, list | tuple) and len(uncond) == len(cond):
-        pairs = [_pair(u, c) for u, c in zip(uncond, cond, strict=True)]
-        return tuple(pairs) if isinstance(cond, tuple) else pairs
-    if isinstance(cond, int | float | None) and cond == uncond:
+def _pair(conds: Sequence[Conditioning]) -> Conditioning:
+    cond, others = conds[-1], conds[:-1]
+    if isinstance(cond, Tensor) and cond.ndim > 0:
+        if all(isinstance(other, Tensor) and other.shape == cond.shape for other in others):
+            return torch.cat(list(conds))
+    elif isinstance(cond, dict):
+        if all(isinstance(other, dict) and other.keys() == cond.keys() for other in others):
+            return {key: _pair([c[key] for c in conds]) for key in cond}
+    elif isinstance(cond, list | tuple):
+        if all(isinstance(other, list | tuple) and len(other) == len(cond) for other in others):
+            pairs = [_pair(parts) for parts in zip(*conds, strict=True)]
+            return tuple(pairs) if isinstance(cond, tuple) else pairs
+    elif isinstance(cond, int | float | None) and all(not isinstance(o, Tensor) and o == cond for o in others):
         return cond  # anything else may hold one entry for each sample, which only the model could double
     raise _Mismatch
 

@@ -33,11 +33,13 @@ def invert(run: Run, refine: int = 0) -> Iterator[Tensor]:
     model, levels, x, sums, away = run.sampler.model, run.levels, run.x, [], []
     uncond, kind = run.request.unconditional_conditioning, parameterization_of(model)
     guidance = {"rescale": run.options.guidance_rescale, "batched": run.options.batch_guidance}
+    guidance["image"] = run.options.image_conditioning
     for i in run.bar(range(len(levels))):
         t = torch.full((len(x),), levels.timesteps[i], device=x.device, dtype=torch.long)
         alpha_bar, guesses = levels.alpha_bar[i], [x]
         for k in range(1 + refine):
-            output, means = guided_output(model, guesses[-1], t, run.cond, uncond, run.scales[-1 - i], **guidance), kind
+            scales = {"scale": run.scales[-1 - i], "image_scale": run.image_scales[-1 - i]}
+            output, means = guided_output(model, guesses[-1], t, run.cond, uncond, **scales, **guidance), kind
             if k and kind == "x0":
                 x0, eps = predict(output, guesses[-1], alpha_bar, kind)
                 output, means = q_sample(eps, alpha_bar, -x0), "v"  # v = √ᾱ eps − √(1 − ᾱ) x0

@@ -19,7 +19,7 @@ from .noise import NoiseSource, noise_source
 from .schedule import Levels, q_sample
 
 if TYPE_CHECKING:
-    from .ddim import DDIMSampler
+    from .solver import Solver
 
 BARS = {"encode": "Encoding", "decode": "Decoding"}
 
@@ -39,13 +39,14 @@ class Step:
 class Run:
     """A run that is ready to go: what stays the same from step to step. Iterating takes the steps."""
 
-    sampler: DDIMSampler
+    sampler: Solver
     cond: Conditioning
     x: Tensor  # the latents to start from
     request: Request
     options: Options
     levels: Levels
     scales: list[float]  # of guidance, the first step's first
+    image_scales: list[float]
     source: NoiseSource
     mask: Tensor | None
     x0: Tensor | None  # to keep
@@ -54,7 +55,7 @@ class Run:
     @classmethod
     def of(
         cls,
-        sampler: DDIMSampler,
+        sampler: Solver,
         cond: Conditioning,
         shape: Sequence[int],
         request: Request,
@@ -73,35 +74,38 @@ class Run:
             given = {"clip_x0": False} | given
         options = sampler.options.updated(given, caller)
         levels = sampler.levels(request.use_original_steps).lowest(count)
-        scales = guidance_scales(
-            request.unconditional_guidance_scale,
-            levels.timesteps[::-1],
-            request.ucg_schedule,
-            options.guidance_interval,
-        )
+        if options.init is not None:
+            levels = levels.lowest(steps_of_strength(options.strength, len(levels)))
+        times, interval = levels.timesteps[::-1], options.guidance_interval
+        scales = guidance_scales(request.unconditional_guidance_scale, times, request.ucg_schedule, interval)
+        image_scales = guidance_scales(options.image_guidance_scale, times, interval=interval)
         check_request(cond, shape, request, options, levels)
         check_predictions(sampler.model, levels, request.quantize_x0)
         if caller == "encode" and any(levels.sigma):
             warn("eta is not 0: decode adds noise and will not come back; call make_schedule with ddim_eta=0")
-        overridden = not type(sampler).p_sample_ddim.__module__.startswith(__package__)
+        overridden = not getattr(type(sampler), sampler.STEP).__module__.startswith(__package__)
         if overridden and any(scale != 1 for scale in levels.noise_scale):
-            warn('sigma = "large" is not in ddim_sigmas: a p_sample_ddim of your own has to call super().p_sample_ddim')
-        warn_idle(request, given, options, scales, levels)
+            name = sampler.STEP
+            warn(f'sigma = "large" is not in ddim_sigmas: a {name} of your own has to call super().{name}')
+        warn_idle(request, given, options, scales, image_scales, levels)
 
         source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)
-        if request.x_T is None:
+        start = request.x_T if options.init is None else options.init
+        if start is None:
             x = source.normal(shape, sampler.device)
         else:  # latents are float32, or float64 where they are given so, whatever the network computes in
-            x = request.x_T.to(sampler.device, torch.promote_types(request.x_T.dtype, torch.float32))
+            x = start.to(sampler.device, torch.promote_types(start.dtype, torch.float32))
+        if options.init is not None:
+            x = q_sample(x, levels.alpha_bar[-1], source.normal(shape, x.device, x.dtype))
         mask = x0 = None
         if request.mask is not None:
             mask, x0 = request.mask.to(x), request.x0.to(x.device).reshape(-1, *shape[1:])
-        return cls(sampler, cond, x, request, options, levels, scales, source, mask, x0, caller)
+        return cls(sampler, cond, x, request, options, levels, scales, image_scales, source, mask, x0, caller)
 
     @torch.no_grad()  # and not inference_mode: a score corrector may differentiate
     def __iter__(self) -> Iterator[Step]:
         sampler, levels, n, x = self.sampler, self.levels, len(self.levels), self.x
-        arguments, sums, checked = self.arguments(), [], None
+        step, arguments, sums, checked = sampler.stepper(levels), self.arguments(), [], None
         for i in self.bar(range(n)):
             index, now = n - 1 - i, sampler.levels(self.request.use_original_steps)
             if now is not checked and now.lowest(n) != levels:
@@ -110,9 +114,9 @@ class Run:
             t = torch.full((len(x),), levels.timesteps[index], device=x.device, dtype=torch.long)
             if self.mask is not None:
                 x = keep_known(x, self.known(x, t, index), self.mask)
-            x_prev, x0 = sampler.p_sample_ddim(
+            x_prev, x0 = step(
                 x, self.cond, t, index=index, unconditional_guidance_scale=self.scales[i],
-                **arguments, **self.noise(i, index, x),
+                **arguments, **self.image_guidance(i), **self.noise(i, index, x),
             )  # fmt: skip
             if index == 0 and self.mask is not None and self.options.blend_final:
                 x_prev = keep_known(x_prev, self.x0.to(x_prev), self.mask)
@@ -124,10 +128,15 @@ class Run:
     def bar(self, steps: Iterable) -> Iterable:
         """The steps with a progress bar, where one is to be shown."""
         show = self.sampler.verbose if self.options.progress is None else self.options.progress
-        return tqdm(steps, desc=BARS.get(self.caller, "DDIM sampler"), disable=not show)
+        return tqdm(steps, desc=BARS.get(self.caller, self.sampler.BAR), disable=not show)
+
+    def image_guidance(self, i: int) -> dict[str, Any]:
+        """The second scale of guidance as arguments, where there is one."""
+        image = self.options.image_conditioning
+        return {} if image is None else {"image_conditioning": image, "image_guidance_scale": self.image_scales[i]}
 
     def noise(self, i: int, index: int, x: Tensor) -> dict[str, Any]:
-        """The noise of step i as an argument; none where p_sample_ddim is to draw it from the global generator."""
+        """The noise of step i as an argument; none where the step is to draw it from the global generator."""
         if self.request.normals_sequence is not None:
             noise = self.request.normals_sequence[i].to(x)
         elif self.source.is_global:
@@ -146,7 +155,7 @@ class Run:
         return q_sample(self.x0.to(x.dtype), self.levels.alpha_bar[index], noise)
 
     def arguments(self) -> dict[str, Any]:
-        """p_sample_ddim's arguments: CompVis', and of ours those in use: an override may take CompVis' alone."""
+        """The step's arguments: CompVis', and of ours those in use: an override may take CompVis' alone."""
         r, o = self.request, self.options
         ours = {
             "dynamic_threshold": (r.dynamic_threshold, None),
@@ -165,3 +174,8 @@ class Run:
             "corrector_kwargs": r.corrector_kwargs,
             "unconditional_conditioning": r.unconditional_conditioning,
         } | {name: value for name, (value, default) in ours.items() if value != default}
+
+
+def steps_of_strength(strength: float, steps: int) -> int:
+    """How many of the last `steps` steps are taken: int(strength · S), as in CompVis' img2img, but at least one."""
+    return max(1, int(strength * steps + 1e-9))  # 0.29 · 100 is a little less than 29

@@ -53,6 +53,30 @@ def _linspace(s: int, t: int) -> np.ndarray:
     return np.linspace(0, t - 1, s).round().astype(np.int64)
 
 
+def _time_uniform(s: int, t: int) -> np.ndarray:
+    """The upper S of S + 1 from 0 to T − 1, evenly, as of DPM-Solver: the run begins at T − 1 and ends at 0."""
+    return np.linspace(0, t - 1, s + 1).round().astype(np.int64)[1:] if s < t else np.arange(t)
+
+
+def _logsnr(s: int, alpha_bar: np.ndarray) -> np.ndarray:
+    """The upper S of S + 1 levels from T − 1 to 0, evenly in log(ᾱ/(1 − ᾱ)), each at the timestep that is nearest.
+
+    DPM-Solver's "logSNR" (Lu et al. 2022). An endless level (ᾱ of 0 or 1) is passed over for its neighbour; where
+    timesteps are farther apart than levels, they move up, or down at the end, to stay distinct.
+    """
+    with np.errstate(divide="ignore"):
+        level = np.log(alpha_bar) - np.log1p(-alpha_bar)
+    ends = level[np.isfinite(level)]
+    if not len(ends):
+        return _leading(s, len(alpha_bar))
+    wanted = np.linspace(ends[0], ends[-1], s + 1)[1:]
+    steps = np.abs(level - wanted[:, None]).argmin(axis=1)
+    steps[-1] = len(alpha_bar) - 1
+    i = np.arange(s)
+    steps = np.maximum.accumulate(steps - i) + i
+    return np.minimum(steps, len(alpha_bar) - s + i)
+
+
 SPACINGS: dict[str, Callable[..., np.ndarray]] = {
     "uniform": _uniform,
     "compvis": _compvis,
@@ -60,20 +84,29 @@ SPACINGS: dict[str, Callable[..., np.ndarray]] = {
     "leading": _leading,
     "trailing": _trailing,
     "linspace": _linspace,
+    "time_uniform": _time_uniform,
 }
+BY_LEVEL: dict[str, Callable[[int, np.ndarray], np.ndarray]] = {"logsnr": _logsnr}  # of S and ᾱ, (T,)
 WITH_OFFSET = ("uniform", "compvis", "quad", "leading")  # the others place both ends
 
 
-def make_timesteps(spacing: str, s: int, t: int, offset: int | None = None) -> np.ndarray:
+def make_timesteps(
+    spacing: str, s: int, t: int, offset: int | None = None, alpha_bar: np.ndarray | None = None
+) -> np.ndarray:
     """S of T timesteps, spaced by name: (S,) int64, strictly ascending. ValueError unless 1 ≤ S ≤ T.
 
     Every spacing gives exactly S for every S, but "compvis", which keeps the original's count. `offset` is the first
     timestep where that is not a spacing's own: 0 of "leading", 1 of "uniform", "compvis" and "quad" (CompVis adds it,
-    ermongroup/ddim does not). ValueError where the last would pass T − 1.
+    ermongroup/ddim does not). ValueError where the last would pass T − 1. "logsnr" needs `alpha_bar`, (T,).
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"ddim_discretize = {spacing!r} is unknown; choose one of {', '.join(SPACINGS)}")
+    if spacing not in (*SPACINGS, *BY_LEVEL):
+        choices = ", ".join([*SPACINGS, *BY_LEVEL])
+        raise ValueError(f"ddim_discretize = {spacing!r} is unknown; choose one of {choices}")
     s = check_count(s, t)
+    if spacing in BY_LEVEL:
+        if alpha_bar is None:
+            raise ValueError(f"ddim_discretize = {spacing!r} places noise levels: pass alpha_bar")
+        return BY_LEVEL[spacing](s, alpha_bar)
     if offset is None or spacing not in WITH_OFFSET:
         return SPACINGS[spacing](s, t)
     steps = SPACINGS[spacing](s, t, int(offset))

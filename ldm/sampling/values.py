@@ -15,10 +15,12 @@ NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "dynamic_threshold_max": (lambda v: v >= 1, "give the most that x0 is divided by, 1 or more"),
     "eta": (lambda v: 0 <= v < math.inf, "choose 0 (deterministic) to 1 (as much noise as DDPM)"),
     "guidance_rescale": (lambda v: 0 <= v <= 1, "choose a φ from 0 (off) to 1"),
+    "image_guidance_scale": (math.isfinite, "give a finite number; 1 is no guidance, 1.5 is usual"),
     "log_every_t": (lambda v: v >= 1, "give 1 to keep every step, or more"),
     "noise_dropout": (lambda v: 0 <= v <= 1, "give a probability, from 0 to 1"),
     "refine": (lambda v: v >= 0 and v % 1 == 0, "give a number of iterations for each step, 0 or more; 3 is usual"),
     "steps_offset": (lambda v: v >= 0 and v % 1 == 0, "give the first timestep, a whole number from 0"),
+    "strength": (lambda v: 0 < v <= 1, "give the part of the steps to take, above 0 and up to 1; 0.75 is usual"),
     "temperature": (math.isfinite, "give a finite number; 1 is the noise of eta"),
     "timesteps": (lambda v: v % 1 == 0, "give a whole number of timesteps"),
 }

@@ -1,0 +1,5 @@
+"""CompVis' path to the sampler."""
+
+from ldm.sampling.plms import PLMSSampler
+
+__all__ = ["PLMSSampler"]
