@@ -86,6 +86,9 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
     return parse
 
 
+a_count = number(int, 1, 100_000)  # of a batch: more than fit into any device, but lists of them can be made
+
+
 def a_strength(text: str) -> float:
     """An argparse type: a share of the steps."""
     value = number(float, 0, 1)(text)
@@ -160,25 +163,7 @@ def add_sampling_flags(
 ) -> None:
     """The defaults are the script's own in CompVis; `scale` is where the config says none (`Session` is told, too)."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
-    group.add_argument("--steps", dest="ddim_steps", metavar="STEPS", type=number(int, 1), help="the same")
-    group.add_argument(
-        "--ddim_eta",
-        type=number(float, 0),
-        help="0 is deterministic, 1 as noisy as DDPM (default: the config's, else 0)",
-    )
-    group.add_argument(
-        "--scale",
-        type=number(float, -1e6),
-        help="guidance: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty)) "
-        f"(default: the config's, else {scale})",
-    )
-    group.add_argument(
-        "--seed",
-        type=number(int, 0, 2**63 - 1),
-        default=42,
-        help="picture i of a run has the seed SEED + i (default: 42)",
-    )
+    add_sampler_flags(group, scale=scale)
     group.add_argument(
         "--fixed_code",
         action="store_true",
@@ -188,9 +173,28 @@ def add_sampling_flags(
     group.add_argument("--n_iter", type=number(int, 1), default=n_iter, help=f"sample this often (default: {n_iter})")
     group.add_argument(
         "--n_samples",
-        type=number(int, 1, 100_000),  # more than fit into any device, but lists of them can be made
+        type=a_count,
         default=n_samples,
         help=f"batch size, and how many pictures --prompt gets in each iteration (default: {n_samples})",
+    )
+
+
+def add_sampler_flags(
+    group: argparse._ActionsContainer, *, scale: float, eta: float = 0.0
+) -> argparse._MutuallyExclusiveGroup:
+    """The flags of one picture's sampling; returns the group of those that choose a sampler."""
+    add_steps_flags(group)
+    group.add_argument(
+        "--ddim_eta",
+        type=number(float, 0),
+        help=f"0 is deterministic, 1 as noisy as DDPM (default: the config's, else {eta:g})",
+    )
+    add_scale_flag(group, scale)
+    group.add_argument(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=42,
+        help="picture i of a run has the seed SEED + i (default: 42)",
     )
     samplers = group.add_mutually_exclusive_group()
     for flags, name, what in (
@@ -204,6 +208,21 @@ def add_sampling_flags(
             const=f"ldm.sampling.{name}",
             help=f"sample with {what}; short for sampler.target=ldm.sampling.{name} (default: the config's, else DDIM)",
         )
+    return samplers
+
+
+def add_steps_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
+    group.add_argument("--steps", dest="ddim_steps", metavar="STEPS", type=number(int, 1), help="the same")
+
+
+def add_scale_flag(group: argparse._ActionsContainer, default: float, what: str = "guidance") -> None:
+    group.add_argument(
+        "--scale",
+        type=number(float, -1e6),
+        help=f"{what}: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty)) "
+        f"(default: the config's, else {default:g})",
+    )
 
 
 def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the model's") -> None:
@@ -217,12 +236,12 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
     group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
 
 
-def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
+def add_output_flags(parser: argparse.ArgumentParser, outdir: str, *, row: str = "n_samples") -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
     group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
     group.add_argument("--skip_save", action="store_true", help="save no single pictures")
-    group.add_argument("--n_rows", type=number(int, 0), default=0, help="pictures in a grid's row (default: n_samples)")
+    group.add_argument("--n_rows", type=number(int, 0), default=0, help=f"pictures in a grid's row (default: {row})")
 
 
 # ------------------------------------------------------------------------------------------------ prompts and folders

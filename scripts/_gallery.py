@@ -15,10 +15,20 @@ from _cli import check_writable
 class Gallery:
     """Where a run's pictures go: OUTDIR/samples/00000.png, counting on from what is there, and OUTDIR/grid-0000.png.
 
-    With `folder=""` they go to OUTDIR itself. Used as a context, it tells what there is when the run is interrupted.
+    With `folder=""` they go to OUTDIR itself; `prefix` and `digits` are of their names. Used as a context, it tells
+    what there is when the run is interrupted.
     """
 
-    def __init__(self, outdir: str, *, save: bool = True, grid: bool = True, folder: str = "samples"):
+    def __init__(
+        self,
+        outdir: str | Path,
+        *,
+        save: bool = True,
+        grid: bool = True,
+        folder: str = "samples",
+        prefix: str = "",
+        digits: int = 5,
+    ):
         """Make the folders at once, so that an unwritable one shows before a model is loaded."""
         importlib.import_module("PIL")  # likewise
         self.samples = Path(outdir, folder)
@@ -26,21 +36,26 @@ class Gallery:
         for place in [self.samples] * save + [Path(outdir)] * grid:
             check_writable(place, "--outdir")
         self.count = 0
-        self._pictures = _Numbered(self.samples, "", 5) if save else None
+        self._pictures = _Numbered(self.samples, prefix, digits) if save else None
         self._grids = _Numbered(Path(outdir), "grid-", 4) if grid else None
         self._kept: list[tuple[Any, str]] = []
 
-    def add(self, images, settings: Sequence[dict[str, Any]], name: str = "") -> None:
+    def add(self, images, settings: Sequence[dict[str, Any]], name: str = "", *, caption: str = "") -> None:
         """Save a batch of images, (B, 3, H, W) in [-1, 1] or PIL's, with the settings of each; as NAME.png, NAME-1.png,
-        … if there is a name."""
+        … if there is a name. In the grid stands their caption, by default the prompt."""
         from ldm.image import to_pil
 
         for picture, made in zip(to_pil(images) if hasattr(images, "ndim") else images, settings, strict=True):
             if self._pictures:
                 self._pictures.save(picture, {**made, "width": picture.width, "height": picture.height}, name)
             if self._grids:
-                self._kept.append((picture, made["prompt"]))
+                self._kept.append((picture, caption or made["prompt"]))
             self.count += 1
+
+    def show(self, picture, caption: str) -> None:
+        """A picture, PIL's, that is only for the grid."""
+        if self._grids:
+            self._kept.append((picture, caption))
 
     def finish(self, columns: int) -> str:
         """Save the grid, with captions where the prompts differ; returns a line that says where all is."""

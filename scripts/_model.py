@@ -15,6 +15,12 @@ import _config
 # Of these many classes the last stands for none: ImageNet's 1000, and one that training drew instead of the label so
 # that guidance has something to lead away from (cin256-v2). With any other number the last is a class like the others.
 IMAGENET_AND_NONE = 1001
+# Classes of models that have a script of their own: the released one's config, and its usual file.
+_RELEASED = {
+    "LatentDepth2ImageDiffusion": ("stable-diffusion/v2-midas-inference", "512-depth-ema.ckpt"),
+    "LatentUpscaleDiffusion": ("stable-diffusion/x4-upscaling", "x4-upscaler-ema.ckpt"),
+}
+UNGUIDED = {"unconditional_guidance_scale": 1.0, "ucg_schedule": None}
 _CLASSES = 1000  # where the config does not say: ClassEmbedder's default
 
 
@@ -57,6 +63,21 @@ def checkpoint_path(config: str | None, ckpt: str | None) -> str:
     if ckpt is None and not _config.BUNDLED_CKPT.is_file():
         raise FileNotFoundError(f"the bundled weights, {_config.BUNDLED_CKPT}, are missing; give --ckpt")
     return str(_config.BUNDLED_CKPT) if ckpt is None else ckpt
+
+
+def check_class(config, name: str) -> None:
+    """ValueError unless the config's model is of this class of ldm.models.diffusion.ddpm, or of one derived from it."""
+    from ldm.models.diffusion import ddpm
+    from ldm.util import get_obj_from_str
+
+    target = config.model.get("target")
+    found = get_obj_from_str(target) if target else None
+    if not (isinstance(found, type) and issubclass(found, getattr(ddpm, name))):
+        released, file = _RELEASED[name]
+        raise ValueError(
+            f"this script is for models of the class {name}, and this one's is {str(target).rpartition('.')[2]}: give "
+            f"such weights with --ckpt, as {file}, or those of your own and their --config, like {released}"
+        )
 
 
 def conditioning_key(config) -> str | None:
@@ -111,10 +132,15 @@ def _shown_besides(key: str) -> str:
     return f"model.params.conditioning_key is {key!r}; choose one of {choices} (from text only crossattn can draw)"
 
 
+def number_of_classes(config) -> int:
+    """Of a model of classes, the one that stands for none included."""
+    n = _config.of_model(config, "cond_stage_config.params.n_classes", int)
+    return _CLASSES if n is None else n
+
+
 def check_classes(config, prompts: Sequence[str | None], negative: str, guided: bool) -> None:
     """ValueError for what `conditionings` could not take, of a model of classes that is not loaded yet."""
-    n = _config.of_model(config, "cond_stage_config.params.n_classes", int)
-    n = _CLASSES if n is None else n
+    n = number_of_classes(config)
     for prompt in [*prompts, *([negative] if guided and negative else [])]:
         if prompt is None:
             raise ValueError(f"this model draws classes: give a class number with --prompt, from 0 to {n - 1}")
@@ -167,4 +193,4 @@ def unguided(options: dict, opt: argparse.Namespace) -> dict:
     """The sampler's options without guidance, for a model that is told nothing."""
     if opt.prompt or opt.from_file or opt.negative_prompt or opt.scale not in (None, 1):
         warnings.warn("this model is told nothing: prompts and --scale have no effect", stacklevel=2)
-    return {**options, "unconditional_guidance_scale": 1.0, "ucg_schedule": None}
+    return {**options, **UNGUIDED}

@@ -76,6 +76,12 @@ def resized(picture, H: int | None, W: int | None):
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
+def mean_square(images, others) -> float:
+    """The mean square difference of pictures in [-1, 1], of a pixel's channel from 0 to 1, as in DDIM's table 2."""
+    one, other = ((each.detach().float().cpu().clamp(-1, 1) + 1) / 2 for each in (images, others))
+    return (one - other).square().mean().item()
+
+
 def name_of(path: str) -> str:
     """A picture's name as the settings of what is drawn from it tell it."""
     return Path(path).name

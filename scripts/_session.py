@@ -35,15 +35,24 @@ class Session:
     """
 
     def __init__(
-        self, opt: argparse.Namespace, *, shown: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+        self,
+        opt: argparse.Namespace,
+        *,
+        shown: Collection[str] = (),
+        only: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
-        """`shown`: the conditioning_keys, beside "crossattn", of models that the script shows a picture; `defaults`:
-        options of the sampler where neither a flag nor the config says them, if other than CompVis' txt2img.
+        """`shown`: the conditioning_keys, beside "crossattn", of models that the script shows a picture; `only`: the
+        class of ldm.models.diffusion.ddpm that it is for; `defaults`: options of the sampler where neither a flag nor
+        the config says them, if other than CompVis' txt2img.
 
         ValueError for a model that the script cannot serve, and for all else that is wrong with the flags.
         """
         self.opt = opt
         self.config, self._checkpoint, self._source = _model.open_model(opt)
+        self.global_step = self._checkpoint.global_step
+        if only:
+            _model.check_class(self.config, only)
         self.kind = _model.told_by(self.config, shown)
         self.device = _machine.pick_device(opt.device)
         self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
@@ -137,7 +146,7 @@ def guided(options: Mapping[str, Any]) -> bool:
 
 def sample(model, sampler, jobs: Jobs, shape: tuple, cond, uncond, options: Mapping[str, Any], progress=True):
     """The pictures of a batch of (prompt, seed), (B, 3, H, W) in about [-1, 1]; `options` are `sampler.sample`'s."""
-    try:
+    with finite(model):
         latents, _ = sampler.sample(
             batch_size=len(jobs),
             shape=shape,
@@ -147,6 +156,13 @@ def sample(model, sampler, jobs: Jobs, shape: tuple, cond, uncond, options: Mapp
             progress=progress,
             **options,
         )
+    return _machine.decode(model, latents)
+
+
+@contextlib.contextmanager
+def finite(model):
+    """Inside, an overflow of the network is a ValueError with the flag that helps."""
+    try:
+        yield
     except FloatingPointError as error:  # its remedy is the library's; here there is a flag
         raise ValueError(_machine.overflow(model, str(error).partition(",")[0])) from error
-    return _machine.decode(model, latents)
