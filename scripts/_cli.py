@@ -217,12 +217,16 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
     group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
 
 
-def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
+def add_output_flags(parser: argparse.ArgumentParser, outdir: str, *, grid: bool = True) -> None:
+    """`grid`: whether the script also puts its pictures side by side."""
     group = parser.add_argument_group("output")
     group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
-    group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
-    group.add_argument("--skip_save", action="store_true", help="save no single pictures")
-    group.add_argument("--n_rows", type=number(int, 0), default=0, help="pictures in a grid's row (default: n_samples)")
+    if grid:
+        group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
+        group.add_argument("--skip_save", action="store_true", help="save no single pictures")
+        group.add_argument(
+            "--n_rows", type=number(int, 0), default=0, help="pictures in a grid's row (default: n_samples)"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ prompts and folders
