@@ -236,12 +236,18 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
     group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
 
 
-def add_output_flags(parser: argparse.ArgumentParser, outdir: str, *, row: str = "n_samples") -> None:
+def add_output_flags(
+    parser: argparse.ArgumentParser, outdir: str, *, grid: bool = True, row: str = "n_samples"
+) -> None:
+    """`grid`: whether the script also puts its pictures side by side; `row`: how many, in words."""
     group = parser.add_argument_group("output")
     group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
-    group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
-    group.add_argument("--skip_save", action="store_true", help="save no single pictures")
-    group.add_argument("--n_rows", type=number(int, 0), default=0, help=f"pictures in a grid's row (default: {row})")
+    if grid:
+        group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
+        group.add_argument("--skip_save", action="store_true", help="save no single pictures")
+        group.add_argument(
+            "--n_rows", type=number(int, 0), default=0, help=f"pictures in a grid's row (default: {row})"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ prompts and folders

@@ -37,8 +37,9 @@ DEFAULTS = {"S": 50, "eta": 0.0, "unconditional_guidance_scale": 7.5}
 FLAGS = {"ddim_steps": "S", "ddim_eta": "eta", "scale": "unconditional_guidance_scale"}
 # What a script gives to `sample` itself, and what cannot be written in YAML.
 _NOT_OPTIONS = frozenset(
-    "self model schedule batch_size shape conditioning unconditional_conditioning seeds generator callback "
-    "img_callback verbose normals_sequence mask x0 x_T score_corrector corrector_kwargs progress device".split()
+    "self model schedule batch_size shape conditioning unconditional_conditioning image_conditioning seeds generator "
+    "callback img_callback verbose normals_sequence mask x0 x_T init strength score_corrector corrector_kwargs "
+    "progress device".split()
 )
 _SECTIONS = ("model", "sampler", "precision")  # others are of the training
 _REFERENCE = re.compile(r"\$\{[\s.\[]*([\w-]+)")  # the first name of ${a.b}, or of ${..a.b}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import _cli
@@ -27,6 +26,30 @@ def read(path: str | None, flag: str = "--init-img"):
     return read_picture(path, flag=flag)
 
 
+def fit(size: tuple[int, int], config, C: int | None, f: int | None, path: str) -> tuple[int, tuple[int, int, int]]:
+    """(what to pad the sides to a multiple of, the latents' shape (C, h, w) then) for a picture of `size`, (W, H).
+
+    ValueError for a picture that is smaller than one latent; a warning for one much larger than the model's.
+    """
+    C, f = _config.scales(config, C, f)
+    step = _config.multiple(config, f)
+    width, height = size
+    if min(width, height) < f:
+        raise ValueError(
+            f"the picture {path!r} is {width}x{height} pixels, and one latent of this model covers {f}x{f}; give a "
+            "larger one"
+        )
+    own = _config.own_size(config, f)
+    if None not in own and width * height > LARGE * own[0] * own[1]:
+        warnings.warn(
+            f"the picture {path!r} is drawn at {width}x{height} pixels, {width * height / (own[0] * own[1]):.0f} times "
+            f"the area that this model was made for ({own[1]}x{own[0]}): that takes time and memory, and things may "
+            "come more than once; make it smaller",
+            stacklevel=2,
+        )
+    return step, (C, *(-(-side // step) * step // f for side in (height, width)))
+
+
 @dataclass(frozen=True)
 class Canvas:
     """A picture to begin from, and what a model makes of its size."""
@@ -36,23 +59,9 @@ class Canvas:
     shape: tuple[int, int, int]  # of the latents of the padded picture, (C, h, w)
 
     @classmethod
-    def of(cls, picture, config, C: int | None = None, f: int | None = None, *, name: str = "the picture") -> Canvas:
-        """ValueError for a picture that is smaller than one latent; a warning for one much larger than the model's."""
-        C, f = _config.scales(config, C, f)
-        step = _config.multiple(config, f)
-        width, height = picture.size
-        if min(width, height) < f:
-            raise ValueError(f"{name} is {width}x{height} pixels, less than the {f}x{f} that one latent of this model "
-                             "covers; give a larger picture")  # fmt: skip
-        own = _config.own_size(config, f)
-        if None not in own and width * height > LARGE * own[0] * own[1]:
-            warnings.warn(
-                f"{name} is {width}x{height} pixels, {width * height / (own[0] * own[1]):.0f} times the area that this "
-                f"model was made for ({own[1]}x{own[0]}): it needs time and memory, and things may come more than once;"
-                " make it smaller",
-                stacklevel=2,
-            )
-        return cls(picture, step, (C, *(-(-side // step) * step // f for side in (height, width))))
+    def of(cls, picture, config, C: int | None = None, f: int | None = None, *, name: str) -> Canvas:
+        """As of `fit`; `name`: the picture's, for messages."""
+        return cls(picture, *fit(picture.size, config, C, f, name))
 
     def tensor(self):
         """(1, 3, H, W) in [-1, 1], padded."""
@@ -80,8 +89,3 @@ def mean_square(images, others) -> float:
     """The mean square difference of pictures in [-1, 1], of a pixel's channel from 0 to 1, as in DDIM's table 2."""
     one, other = ((each.detach().float().cpu().clamp(-1, 1) + 1) / 2 for each in (images, others))
     return (one - other).square().mean().item()
-
-
-def name_of(path: str) -> str:
-    """A picture's name as the settings of what is drawn from it tell it."""
-    return Path(path).name

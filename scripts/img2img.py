@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import _cli
 import _machine
@@ -46,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = None if opt.from_file is None else _cli.read_prompts(opt.from_file)
     gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
     session = Session(opt, defaults={"unconditional_guidance_scale": SCALE})
-    canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=f"--init-img {opt.init_img!r}")
+    canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=opt.init_img)
     prompts = session.prompts(lines, "")
-    told = {"init_img": _pictures.name_of(opt.init_img), "strength": opt.strength}
+    told = {"init_img": Path(opt.init_img).name, "strength": opt.strength}
     with session.loaded() as model, gallery:
         latents = _machine.encode(model, canvas.tensor())
         for jobs in session.batches(prompts):

@@ -47,8 +47,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _cli.add_steps_flags(group)
     group.add_argument(
         "--strength", type=_cli.a_strength, default=0.5,
-        help="how far up to invert, above 0 and up to 1, which is noise alone: int(STRENGTH * steps) steps. Lower keeps "
-        "more of the picture in the edits, higher lets more change (default: 0.5)",
+        help="how far up to invert, above 0 and up to 1, which is noise alone: int(STRENGTH * steps) steps. The lower, "
+        "the more of the picture is in the edits (default: 0.5)",
     )  # fmt: skip
     group.add_argument(
         "--refine", type=_cli.number(int, 0, 100), default=2, metavar="N",
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     session = Session(opt, defaults={"unconditional_guidance_scale": SCALE})
     if not hasattr(sampler := _config.sampler_class(session.config), "encode"):
         raise ValueError(f"{sampler.__name__} cannot invert; set sampler.target={_config.SAMPLER}")
-    canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=f"--init-img {opt.init_img!r}")
+    canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=opt.init_img)
     prompt = described(session, opt)
     gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
     gallery.show(picture, "the picture")
@@ -116,7 +116,7 @@ def there_and_back(session: Session, opt: argparse.Namespace, canvas, prompt: st
     def add(text: str, cond, name: str, caption: str, scale: float, **how: Any):
         """Come down from the noise, and save what is there."""
         images = _machine.decode(model, sampler.decode(noise, cond, count, progress=True, **how))
-        told = {"init_img": _pictures.name_of(opt.init_img), "inverted_as": prompt, "strength": opt.strength}
+        told = {"init_img": Path(opt.init_img).name, "inverted_as": prompt, "strength": opt.strength}
         (made,) = session.settings([(text, None)], **told, refine=opt.refine, scale=scale)
         del made["seed"], made["eta"]
         gallery.add(canvas.cut(images), [made], f"{Path(opt.init_img).stem}-{name}", caption=caption)
