@@ -37,9 +37,9 @@ def read_picture(path: str | Path, *, flag: str = "") -> Picture:
     nobody says what is white. The size is looked at before a pixel is decoded.
     """
     name = f"{flag} {str(path)!r}".lstrip()
-    with _opened(path, name) as picture:
-        orientation, profile, format = _loaded(picture, name)
-        upright = _turned(_over_white(_eight_bits(picture, format, name), profile), orientation)
+    with opened(path, name) as picture:
+        orientation, profile, format = loaded(picture, name)
+        upright = turned(_over_white(_eight_bits(picture, format, name), profile), orientation)
     upright.info.clear()  # the rotation and the profile are used up
     return upright
 
@@ -53,10 +53,10 @@ def read_mask(path: str | Path, size: Sequence[int], *, flag: str = "", of: str 
     `of` in the ValueError where the mask has another. Other errors are `read_picture`'s.
     """
     name = f"{flag} {str(path)!r}".lstrip()
-    with _opened(path, name) as picture:
-        orientation, _, format = _loaded(picture, name)
+    with opened(path, name) as picture:
+        orientation, _, format = loaded(picture, name)
         picture = _eight_bits(picture, format, name)
-        picture = _turned(picture.convert("RGBA" if picture.has_transparency_data else "L"), orientation)
+        picture = turned(picture.convert("RGBA" if picture.has_transparency_data else "L"), orientation)
     if picture.size != tuple(size):
         here, there = (f"{width}x{height}" for width, height in (picture.size, size))
         raise ValueError(f"{name} is {here} pixels, {of} {there}: give a mask of the picture's size")
@@ -75,7 +75,7 @@ def read_mask(path: str | Path, size: Sequence[int], *, flag: str = "", of: str 
 # ----------------------------------------------------------------------------------------------------------- the file
 
 
-def _opened(path: str | Path, name: str) -> Picture:
+def opened(path: str | Path, name: str) -> Picture:
     from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
@@ -117,7 +117,7 @@ def _damaged(name: str, error: Exception) -> str:
     return f"{name} is damaged ({error or type(error).__name__}); copy or download it again"
 
 
-def _loaded(picture: Picture, name: str) -> tuple[int, bytes | None, str | None]:
+def loaded(picture: Picture, name: str) -> tuple[int, bytes | None, str | None]:
     """Decode the pixels; (EXIF's orientation, colour profile, format)."""
     format = picture.format
     with warnings.catch_warnings():
@@ -200,7 +200,7 @@ def _in_srgb(picture: Picture, profile: bytes | None) -> Picture:
         return picture.convert("RGB")
 
 
-def _turned(picture: Picture, orientation: int) -> Picture:
+def turned(picture: Picture, orientation: int) -> Picture:
     """Upright, by EXIF's orientation: how to turn what was stored."""
     from PIL.Image import Transpose
 

@@ -65,6 +65,29 @@ def checkpoint_path(config: str | None, ckpt: str | None) -> str:
     return str(_config.BUNDLED_CKPT) if ckpt is None else ckpt
 
 
+def find_trained(resume: str) -> tuple[Path, Path | None, Path]:
+    """What --resume names, a checkpoint or the folder of a training: (checkpoint, config, folder); None: no config.
+
+    The layouts are CompVis': FOLDER/model.ckpt with config.yaml, and FOLDER/checkpoints/last.ckpt with
+    configs/TIME-project.yaml, of which the newest is taken. A folder of diffusers' is a checkpoint.
+    """
+    path = Path(os.path.abspath(resume))
+    if not path.exists():
+        raise FileNotFoundError(f"--resume {resume!r} does not exist; give a checkpoint, or the folder of a training")
+    ckpt, folder = path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if (path / "model_index.json").is_file():
+        return path, None, path
+    if path.is_dir():
+        folder, names = path, ("model.ckpt", "checkpoints/last.ckpt")
+        ckpt = next((path / name for name in names if (path / name).is_file()), None)
+        if ckpt is None:
+            remedy = "give the path of the checkpoint"
+            raise FileNotFoundError(f"--resume {resume!r} is a folder without {' and '.join(names)}; {remedy}")
+    configs = [ckpt.parent / "config.yaml", folder / "config.yaml"]
+    configs += sorted((folder / "configs").glob("*-project.yaml"), reverse=True)
+    return ckpt, next((file for file in configs if file.is_file()), None), folder
+
+
 def check_class(config, name: str) -> None:
     """ValueError unless the config's model is of this class of ldm.models.diffusion.ddpm, or of one derived from it."""
     from ldm.models.diffusion import ddpm

@@ -57,6 +57,7 @@ class Canvas:
     picture: Any  # PIL's, RGB
     multiple: int  # of the sides that the model takes; the picture is padded to it
     shape: tuple[int, int, int]  # of the latents of the padded picture, (C, h, w)
+    factor: int = 1  # by how much what is drawn is larger, a side
 
     @classmethod
     def of(cls, picture, config, C: int | None = None, f: int | None = None, *, name: str) -> Canvas:
@@ -71,7 +72,7 @@ class Canvas:
 
     def cut(self, images):
         """Pictures (B, C, H, W) that were drawn, of the padded size, without the padding."""
-        return images[..., : self.picture.height, : self.picture.width]
+        return images[..., : self.picture.height * self.factor, : self.picture.width * self.factor]
 
 
 def resized(picture, H: int | None, W: int | None):

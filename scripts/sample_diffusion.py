@@ -72,24 +72,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def find(resume: str) -> tuple[Path, Path | None, Path]:
-    """What -r names: (checkpoint, config if there is one, the model's folder, after which it is called)."""
-    path = Path(os.path.abspath(resume))
-    if not path.exists():
-        raise FileNotFoundError(f"--resume {resume!r} does not exist; give a checkpoint, or the folder of a training")
-    ckpt, home = path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if path.is_dir():
-        inside = [path / name for name in ("model.ckpt", "checkpoints/last.ckpt", "model_index.json")]
-        found = [file for file in inside if file.is_file()]
-        if not found:
-            raise FileNotFoundError(f"--resume {resume!r} is a folder without model.ckpt and checkpoints/last.ckpt; "
-                                    "give the path of the checkpoint")  # fmt: skip
-        ckpt, home = path if found[0] == inside[-1] else found[0], path
-    configs = [ckpt.parent / "config.yaml", home / "config.yaml"]
-    configs += sorted((home / "configs").glob("*-project.yaml"), reverse=True)  # they begin with the time
-    return ckpt, next((file for file in configs if file.is_file()), None), home
-
-
 def choose(opt: argparse.Namespace) -> Path:
     """Set --ckpt and --config by -r; the folder for this model's samples."""
     if opt.resume is None:
@@ -97,7 +79,7 @@ def choose(opt: argparse.Namespace) -> Path:
         return Path(opt.logdir or LOGDIR, name, "samples")
     if opt.ckpt is not None:
         raise ValueError(f"--resume {opt.resume} and --ckpt {opt.ckpt} both say which weights; leave one out")
-    ckpt, config, home = find(opt.resume)
+    ckpt, config, home = _model.find_trained(opt.resume)
     opt.ckpt, opt.config = str(ckpt), opt.config or (config and str(config))
     return Path(opt.logdir or home.parent, home.name, "samples")
 

@@ -12,7 +12,7 @@ BASE = {"torch", "numpy", "tqdm", "omegaconf"}  # what setup.py requires; the re
 # scripts -> pipeline, bulk -> models, checkpoint -> modules -> nothing
 RANK = {
     "scripts": 4, "pipeline": 3, "bulk": 3, "models": 2, "checkpoint": 2, "modules": 1,
-    "image": 0, "picture_files": 0, "data": 0,
+    "image": 0, "picture_files": 0, "depth_files": 0, "data": 0,
 }  # fmt: skip
 
 
