@@ -35,6 +35,8 @@ class Stack:
     def add(self, pictures: Sequence) -> None:
         """PIL's, RGB, each of W×H."""
         for picture in pictures:
+            if picture.size != self._shape[2:0:-1]:
+                raise ValueError(f"a picture came out at {picture.size}, not {self._shape[2:0:-1]}; check --f")
             self._array.write(picture.tobytes())
             self._count += 1
 

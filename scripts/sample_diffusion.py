@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "or configs/…-project.yaml there, else what the weights show them to be (default: --ckpt)",
     )  # fmt: skip
     group.add_argument(
-        "-n", "--n_samples", dest="total", metavar="N", type=_cli.number(int, 1), default=16,
+        "-n", "--n_samples", dest="total", metavar="N", type=_cli.number(int, 1, 10**7), default=16,
         help="how many pictures in all (default: 16; the original's is 50000, as many as FID takes)",
     )  # fmt: skip
     group.add_argument(

@@ -12,11 +12,6 @@ import torch
 import txt2img
 
 
-@pytest.fixture
-def no_model(monkeypatch):
-    monkeypatch.setattr("ldm.checkpoint.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-
-
 @pytest.mark.parametrize(
     "flags, said",
     [
