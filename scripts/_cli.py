@@ -1,4 +1,4 @@
-"""What the scripts share: how they run and fail, their flags, the prompts they read, and where their pictures go.
+"""What the scripts share: how they run and fail, their flags, and the prompts they read.
 
 Nothing heavy is imported at the top, so that `--help` answers at once.
 """
@@ -6,8 +6,6 @@ Nothing heavy is imported at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import math
 import re
 import sys
@@ -17,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import _config
 from _machine import PRECISIONS
 
 # ---------------------------------------------------------------------------------------------------- running a script
@@ -25,7 +24,13 @@ _NEEDED = frozenset("PIL torch numpy tqdm omegaconf yaml".split())
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line, `NAME: error: …`, with exit status 2."""
+    """Errors are one line, `NAME: error: …`, with exit status 2. The help says a script's `doc` up to its examples, and
+    at the end how a config names the sampler."""
+
+    def __init__(self, name: str, *, doc: str = "", **options: Any):
+        if doc:
+            options |= {"description": doc.partition("\n\n")[0], "epilog": _config.__doc__.partition("\n\n")[2]}
+        super().__init__(name, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
@@ -81,6 +86,17 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
     return parse
 
 
+a_count = number(int, 1, 100_000)  # of a batch: more than fit into any device, but lists of them can be made
+
+
+def a_strength(text: str) -> float:
+    """An argparse type: a share of the steps."""
+    value = number(float, 0, 1)(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0 and up to 1; 0 would change nothing")
+    return value
+
+
 def a_path(text: str) -> str:
     """An argparse type: `--ckpt ""`, as of a shell's variable that is not set, must not mean the default."""
     if not text:
@@ -125,58 +141,116 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def add_prompt_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    """`default`: what is drawn without a prompt, in words."""
+    group = parser.add_argument_group("prompts")
+    prompts = group.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt", type=a_text, help=f"what to draw; of a class-conditional model, a number (default: {default})"
+    )
+    prompts.add_argument(
+        "--from-file",
+        type=a_path,
+        help="draw each line of this file once in each iteration, instead of --prompt",
+    )
+    group.add_argument(
+        "--negative_prompt", type=a_text, default="", help="what to keep out: takes the place of the empty prompt"
+    )
+
+
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, *, n_iter: int = 2, n_samples: int = 3, scale: float = 7.5
+) -> None:
+    """The defaults are the script's own in CompVis; `scale` is where the config says none (`Session` is told, too)."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
-    group.add_argument(
-        "--ddim_eta",
-        type=number(float, 0),
-        help="0 is deterministic, 1 as noisy as DDPM (default: the config's, else 0)",
-    )
-    group.add_argument(
-        "--scale",
-        type=number(float, -1e6),
-        help="guidance: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty)) (default: the config's, else 7.5)",
-    )
-    group.add_argument(
-        "--seed",
-        type=number(int, 0, 2**63 - 1),
-        default=42,
-        help="picture i of a run has the seed SEED + i (default: 42)",
-    )
+    add_sampler_flags(group, scale=scale)
     group.add_argument(
         "--fixed_code",
         action="store_true",
         help="use n_samples seeds again and again: picture k (from 0) of each iteration has the seed "
         "SEED + k %% n_samples, also where the prompts do not divide by n_samples and batches begin elsewhere",
     )
-    group.add_argument("--n_iter", type=number(int, 1), default=2, help="sample this often (default: 2)")
+    group.add_argument("--n_iter", type=number(int, 1), default=n_iter, help=f"sample this often (default: {n_iter})")
     group.add_argument(
         "--n_samples",
-        type=number(int, 1, 100_000),  # more than fit into any device, but lists of them can be made
-        default=3,
-        help="batch size, and how many pictures --prompt gets in each iteration (default: 3)",
+        type=a_count,
+        default=n_samples,
+        help=f"batch size, and how many pictures --prompt gets in each iteration (default: {n_samples})",
     )
 
 
-def add_size_flags(parser: argparse.ArgumentParser) -> None:
+def add_sampler_flags(
+    group: argparse._ActionsContainer, *, scale: float, eta: float = 0.0
+) -> argparse._MutuallyExclusiveGroup:
+    """The flags of one picture's sampling; returns the group of those that choose a sampler."""
+    add_steps_flags(group)
+    group.add_argument(
+        "--ddim_eta",
+        type=number(float, 0),
+        help=f"0 is deterministic, 1 as noisy as DDPM (default: the config's, else {eta:g})",
+    )
+    add_scale_flag(group, scale)
+    group.add_argument(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=42,
+        help="picture i of a run has the seed SEED + i (default: 42)",
+    )
+    samplers = group.add_mutually_exclusive_group()
+    for flags, name, what in (
+        (["--plms"], "PLMSSampler", "PLMS (Liu et al. 2022)"),
+        (["--dpm_solver", "--dpm"], "DPMSolverSampler", "DPM-Solver++ (Lu et al. 2022)"),
+    ):
+        samplers.add_argument(
+            *flags,
+            dest="sampler",
+            action="store_const",
+            const=f"ldm.sampling.{name}",
+            help=f"sample with {what}; short for sampler.target=ldm.sampling.{name} (default: the config's, else DDIM)",
+        )
+    return samplers
+
+
+def add_steps_flags(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
+    group.add_argument("--steps", dest="ddim_steps", metavar="STEPS", type=number(int, 1), help="the same")
+
+
+def add_scale_flag(group: argparse._ActionsContainer, default: float, what: str = "guidance") -> None:
+    group.add_argument(
+        "--scale",
+        type=number(float, -1e6),
+        help=f"{what}: eps = eps(x, empty) + scale * (eps(x, cond) - eps(x, empty)) "
+        f"(default: the config's, else {default:g})",
+    )
+
+
+def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the model's") -> None:
+    """`own`: what the size is unless it is given; None where it cannot be."""
     group = parser.add_argument_group("size")
     size = number(int, 1)
-    group.add_argument("--H", type=size, help="height in pixels (default: the model's)")
-    group.add_argument("--W", type=size, help="width in pixels (default: the model's)")
+    if own is not None:
+        group.add_argument("--H", type=size, help=f"height in pixels (default: {own})")
+        group.add_argument("--W", type=size, help=f"width in pixels (default: {own})")
     group.add_argument("--C", type=size, help="latent channels (default: the model's; another number is an error)")
     group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
 
 
-def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
+def add_output_flags(
+    parser: argparse.ArgumentParser, outdir: str, *, grid: bool = True, row: str = "n_samples"
+) -> None:
+    """`grid`: whether the script also puts its pictures side by side; `row`: how many, in words."""
     group = parser.add_argument_group("output")
     group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
-    group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
-    group.add_argument("--skip_save", action="store_true", help="save no single pictures")
-    group.add_argument("--n_rows", type=number(int, 0), default=0, help="pictures in a grid's row (default: n_samples)")
+    if grid:
+        group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
+        group.add_argument("--skip_save", action="store_true", help="save no single pictures")
+        group.add_argument(
+            "--n_rows", type=number(int, 0), default=0, help=f"pictures in a grid's row (default: {row})"
+        )
 
 
-# ------------------------------------------------------------------------------------------- prompts in, pictures out
+# ------------------------------------------------------------------------------------------------ prompts and folders
 
 
 def read_prompts(path: str) -> list[str]:
@@ -198,74 +272,3 @@ def check_writable(folder: Path, flag: str) -> None:
     except OSError as error:
         said = f"{flag}: no file can be made in {str(folder)!r} ({error.strerror}); give another folder"
         raise type(error)(said) from error
-
-
-class Gallery:
-    """Where a run's pictures go: OUTDIR/samples/00000.png, counting on from what is there, and OUTDIR/grid-0000.png.
-
-    Used as a context, it tells what there is when the run is interrupted.
-    """
-
-    def __init__(self, outdir: str, *, save: bool = True, grid: bool = True):
-        """Make the folders at once, so that an unwritable one shows before a model is loaded."""
-        importlib.import_module("PIL")  # likewise
-        self.samples = Path(outdir, "samples")
-        self.samples.mkdir(parents=True, exist_ok=True)
-        for folder in [self.samples] * save + [Path(outdir)] * grid:
-            check_writable(folder, "--outdir")
-        self.count = 0
-        self._pictures = _Numbered(self.samples, "", 5) if save else None
-        self._grids = _Numbered(Path(outdir), "grid-", 4) if grid else None
-        self._kept: list[tuple[Any, str]] = []
-
-    def add(self, images, settings: Sequence[dict[str, Any]]) -> None:
-        """Save a batch of images (B, 3, H, W) in [-1, 1] with the settings of each."""
-        from ldm.image import to_pil
-
-        for picture, made in zip(to_pil(images), settings, strict=True):
-            if self._pictures:
-                self._pictures.save(picture, {**made, "width": picture.width, "height": picture.height})
-            if self._grids:
-                self._kept.append((picture, made["prompt"]))
-            self.count += 1
-
-    def finish(self, columns: int) -> str:
-        """Save the grid, with captions where the prompts differ; returns a line that says where all is."""
-        from ldm.image import grid
-
-        places = [f"in {self.samples}"] if self._pictures else []
-        if self._grids:
-            pictures, prompts = zip(*self._kept, strict=True)
-            sheet = grid(pictures, columns, prompts if len(set(prompts)) > 1 else None)
-            places.append(f"side by side in {self._grids.save(sheet)}")
-        return f"{_pictures(self.count)}: {', '.join(places) or 'none was saved'}"
-
-    def __enter__(self) -> Gallery:
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{_pictures(self.count)} finished; {self.samples} has what is saved") from None
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'' if count == 1 else 's'}"
-
-
-class _Numbered:
-    """Files PREFIX00000.png, PREFIX00001.png, …: each after the last one there, none written over."""
-
-    def __init__(self, folder: Path, prefix: str, digits: int):
-        self.folder, self.prefix, self.digits = folder, prefix, digits
-        names = (path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.png"))
-        self.next = max((int(name) for name in names if name.isdecimal()), default=-1) + 1
-
-    def save(self, picture, settings: dict[str, Any] | None = None) -> Path:
-        from ldm.image import save_png
-
-        while True:
-            path = self.folder / f"{self.prefix}{self.next:0{self.digits}}.png"
-            self.next += 1
-            with contextlib.suppress(FileExistsError):  # another run writes here too: take the next number
-                save_png(picture, path, settings)
-                return path

@@ -20,11 +20,12 @@ import inspect
 import math
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from _values import typed
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))  # a checkout's scripts use the checkout's ldm, installed or not
@@ -36,8 +37,9 @@ DEFAULTS = {"S": 50, "eta": 0.0, "unconditional_guidance_scale": 7.5}
 FLAGS = {"ddim_steps": "S", "ddim_eta": "eta", "scale": "unconditional_guidance_scale"}
 # What a script gives to `sample` itself, and what cannot be written in YAML.
 _NOT_OPTIONS = frozenset(
-    "self model schedule batch_size shape conditioning unconditional_conditioning seeds generator callback "
-    "img_callback verbose normals_sequence mask x0 x_T score_corrector corrector_kwargs progress device".split()
+    "self model schedule batch_size shape conditioning unconditional_conditioning image_conditioning seeds generator "
+    "callback img_callback verbose normals_sequence mask x0 x_T init strength score_corrector corrector_kwargs "
+    "progress device".split()
 )
 _SECTIONS = ("model", "sampler", "precision")  # others are of the training
 _REFERENCE = re.compile(r"\$\{[\s.\[]*([\w-]+)")  # the first name of ${a.b}, or of ${..a.b}
@@ -179,30 +181,45 @@ def of_model(config, key: str, kind: Any) -> Any:
     from omegaconf import OmegaConf
 
     value = OmegaConf.select(config, f"model.params.{key}")
-    return None if value is None else _typed(f"model.params.{key}", value, kind)
+    return None if value is None else typed(f"model.params.{key}", value, kind)
 
 
 def latent_shape(config, H: int | None, W: int | None, C: int | None, f: int | None) -> tuple[int, int, int]:
     """(C, H / f, W / f), the shape of the latents of a picture of H×W pixels; None takes what the config says.
 
-    ValueError for sizes that the network would fail on: each of its levels, and each of the autoencoder's, halves them.
+    ValueError for sizes that are not a multiple of `multiple`.
     """
-    levels = of_model(config, "first_stage_config.params.ddconfig.ch_mult", Sequence[int])
-    f = _agreed("f", f, 2 ** (len(levels) - 1) if levels else None, "a downsampling factor of {}")
-    C = _agreed("C", C, of_model(config, "channels", int), "{} latent channels")
-    side = of_model(config, "image_size", int | tuple[int, int])
-    sides = (side, side) if isinstance(side, int) else side
-    multiple = f * 2 ** (len(of_model(config, "unet_config.params.channel_mult", Sequence[int]) or (1, 2, 4, 8)) - 1)
+    C, f = scales(config, C, f)
+    step = multiple(config, f)
     shape = [C]
-    for k, (flag, value) in enumerate((("H", H), ("W", W))):
-        if value is None and sides is None:
+    for flag, value, own in zip("HW", (H, W), own_size(config, f), strict=True):
+        if value is None and own is None:
             raise ValueError(f"the config does not say the picture's size (model.params.image_size); give --{flag}")
-        value = sides[k] * f if value is None else value
-        if value % multiple:
-            near = math.ceil(value / multiple) * multiple
-            raise ValueError(f"--{flag} {value}: this model takes multiples of {multiple}, such as {near}")
+        value = own if value is None else value
+        if value % step:
+            near = math.ceil(value / step) * step
+            raise ValueError(f"--{flag} {value}: this model takes multiples of {step}, such as {near}")
         shape.append(value // f)
     return tuple(shape)
+
+
+def scales(config, C: int | None, f: int | None) -> tuple[int, int]:
+    """(latent channels, how many pixels a side make one latent), where --C and --f agree with the config."""
+    levels = of_model(config, "first_stage_config.params.ddconfig.ch_mult", Sequence[int])
+    f = _agreed("f", f, 2 ** (len(levels) - 1) if levels else None, "a downsampling factor of {}")
+    return _agreed("C", C, of_model(config, "channels", int), "{} latent channels"), f
+
+
+def multiple(config, f: int) -> int:
+    """What divides the sides of all pictures that the network takes: each of its levels halves the latents."""
+    return f * 2 ** (len(of_model(config, "unet_config.params.channel_mult", Sequence[int]) or (1, 2, 4, 8)) - 1)
+
+
+def own_size(config, f: int) -> tuple[int, int] | tuple[None, None]:
+    """(H, W) in pixels that the model was made for, where the config says it."""
+    side = of_model(config, "image_size", int | tuple[int, int])
+    sides = (side, side) if isinstance(side, int) else side
+    return (None, None) if sides is None else (sides[0] * f, sides[1] * f)
 
 
 def _agreed(flag: str, given: int | None, known: int | None, what: str) -> int:
@@ -216,29 +233,34 @@ def _agreed(flag: str, given: int | None, known: int | None, what: str) -> int:
 # ------------------------------------------------------------------------------------------------------------ sampler
 
 
-def sampler_class(config) -> type:
+def sampler_class(config, opt: argparse.Namespace | None = None) -> type:
+    """The sampler that a flag such as --plms, or else the config, names."""
     from ldm.util import get_obj_from_str
 
-    sampler = get_obj_from_str(config.sampler.get("target", SAMPLER))
+    target = getattr(opt, "sampler", None) or config.sampler.get("target", SAMPLER)
+    sampler = get_obj_from_str(target)
     if not callable(getattr(sampler, "sample", None)):
-        raise ValueError(f"sampler.target {config.sampler.target!r} has no `sample`; a sampler is {SAMPLER}")
+        raise ValueError(f"sampler.target {target!r} has no `sample`; a sampler is {SAMPLER}")
     return sampler
 
 
-def sampler_options(config, sampler: type, opt: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the constructor takes and what `sample` takes, of the config's `sampler.params` and the flags."""
+def sampler_options(
+    config, sampler: type, opt: argparse.Namespace, defaults: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the constructor takes and what `sample` takes, of the config's `sampler.params` and the flags; `defaults`
+    go before CompVis', and both behind these."""
     from omegaconf import OmegaConf
 
     given = OmegaConf.to_container(config.sampler).get("params") or {}
     flags = {FLAGS[flag]: value for flag, value in vars(opt).items() if flag in FLAGS and value is not None}
     built = _options_of(sampler.__init__)
     known = _options_of(sampler.sample) | built
-    options = {**DEFAULTS, **given, **flags}
+    options = {**DEFAULTS, **(defaults or {}), **given, **flags}
     for key, value in options.items():
         if key not in known:
             hint = f"; it is called {FLAGS[key]!r} there" if key in FLAGS else _suggest(key, sorted(known))
             raise ValueError(f"sampler.params has {key!r}, which {sampler.__name__} does not know{hint}")
-        _typed(f"sampler.params.{key}", value, known[key])
+        typed(f"sampler.params.{key}", value, known[key])
     return (
         {key: value for key, value in options.items() if key in built},
         {key: value for key, value in options.items() if key not in built},
@@ -254,40 +276,3 @@ def _options_of(function: Callable) -> dict[str, Any]:
     except NameError:  # of a name that is imported for type checkers alone
         hints = {}
     return {p.name: hints.get(p.name, Any) for p in parameters if p.kind in kinds and p.name not in _NOT_OPTIONS}
-
-
-# ------------------------------------------------------------------------------------------------ a value and its type
-
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a name", type(None): "null", ...: "…"}
-_LISTS = (Sequence, list, tuple)
-
-
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """The value, if it is what an annotation says, else ValueError. Annotations beyond _WORDS take everything."""
-    if not _fits(value, kind):
-        raise ValueError(f"{name} is {value!r}; give {_words(kind)}")
-    return value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin in _LISTS:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            return False
-        if origin is not tuple or ... in parts:
-            parts = parts[:1] * len(value)
-        return len(value) == len(parts) and all(map(_fits, value, parts))
-    if isinstance(value, bool) and kind in (int, float):  # an int to Python, not to people
-        return False
-    if kind is float:
-        return isinstance(value, int | float)
-    return kind not in _WORDS or isinstance(value, kind)
-
-
-def _words(kind: Any) -> str:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in _LISTS:
-        return f"[{', '.join(map(_words, parts))}{'' if origin is tuple else ', …'}]"
-    return _WORDS.get(kind) or ", or ".join(_words(part) for part in parts if part in _WORDS or typing.get_args(part))

@@ -78,6 +78,38 @@ def _narrow(model):
     return next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
 
 
+def encode(model, images):
+    """Latents, float32, on the model's device, of pictures (B, 3, H, W) in [-1, 1]; none of which overflowed.
+
+    The most likely latents, where the autoencoder gives a Gaussian: nothing is drawn, so that seeds alone decide. In
+    half precision it is as with `decode`.
+    """
+    import torch
+
+    narrow = _narrow(model)
+    latents = _latents(model, images)
+    if narrow and not latents.isfinite().all():
+        _widen(model, narrow)
+        latents = _latents(model, images)
+    if not latents.isfinite().all():
+        raise ValueError(f"the autoencoder overflowed in float32 (NaN or infinite latents); {_CHECK}")
+    return latents.to(torch.float32)
+
+
+def _latents(model, images):
+    encoded = model.encode_first_stage(images.to(model.device))
+    return model.get_first_stage_encoding(encoded.mode() if hasattr(encoded, "mode") else encoded)
+
+
+def _widen(model, narrow) -> None:
+    warnings.warn(
+        f"the autoencoder overflowed in {str(narrow).removeprefix('torch.')}, as some do; it computes in float32 "
+        "from here on",
+        stacklevel=3,
+    )
+    model.first_stage_model.float()
+
+
 def decode(model, latents):
     """Pictures (B, 3, H, W) of latents, none of which overflowed.
 
@@ -89,12 +121,7 @@ def decode(model, latents):
         raise ValueError(overflow(model, "NaN or infinite latents"))
     images = model.decode_first_stage(latents)
     if narrow and not images.isfinite().all():
-        warnings.warn(
-            f"the autoencoder overflowed in {str(narrow).removeprefix('torch.')}, as some do; it computes in float32 "
-            "from here on",
-            stacklevel=2,
-        )
-        model.first_stage_model.float()
+        _widen(model, narrow)
         images = model.decode_first_stage(latents)
     if not images.isfinite().all():
         raise ValueError(f"the autoencoder overflowed in float32 (NaN or infinite pictures); {_CHECK}")

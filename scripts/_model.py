@@ -6,7 +6,7 @@ import argparse
 import os.path
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,12 @@ import _config
 # Of these many classes the last stands for none: ImageNet's 1000, and one that training drew instead of the label so
 # that guidance has something to lead away from (cin256-v2). With any other number the last is a class like the others.
 IMAGENET_AND_NONE = 1001
+# Classes of models that have a script of their own: the released one's config, and its usual file.
+_RELEASED = {
+    "LatentDepth2ImageDiffusion": ("stable-diffusion/v2-midas-inference", "512-depth-ema.ckpt"),
+    "LatentUpscaleDiffusion": ("stable-diffusion/x4-upscaling", "x4-upscaler-ema.ckpt"),
+}
+UNGUIDED = {"unconditional_guidance_scale": 1.0, "ucg_schedule": None}
 _CLASSES = 1000  # where the config does not say: ClassEmbedder's default
 
 
@@ -59,18 +65,64 @@ def checkpoint_path(config: str | None, ckpt: str | None) -> str:
     return str(_config.BUNDLED_CKPT) if ckpt is None else ckpt
 
 
-def told_by(config) -> str:
+def find_trained(resume: str) -> tuple[Path, Path | None, Path]:
+    """What --resume names, a checkpoint or the folder of a training: (checkpoint, config, folder); None: no config.
+
+    The layouts are CompVis': FOLDER/model.ckpt with config.yaml, and FOLDER/checkpoints/last.ckpt with
+    configs/TIME-project.yaml, of which the newest is taken. A folder of diffusers' is a checkpoint.
+    """
+    path = Path(os.path.abspath(resume))
+    if not path.exists():
+        raise FileNotFoundError(f"--resume {resume!r} does not exist; give a checkpoint, or the folder of a training")
+    ckpt, folder = path, path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if (path / "model_index.json").is_file():
+        return path, None, path
+    if path.is_dir():
+        folder, names = path, ("model.ckpt", "checkpoints/last.ckpt")
+        ckpt = next((path / name for name in names if (path / name).is_file()), None)
+        if ckpt is None:
+            remedy = "give the path of the checkpoint"
+            raise FileNotFoundError(f"--resume {resume!r} is a folder without {' and '.join(names)}; {remedy}")
+    configs = [ckpt.parent / "config.yaml", folder / "config.yaml"]
+    configs += sorted((folder / "configs").glob("*-project.yaml"), reverse=True)
+    return ckpt, next((file for file in configs if file.is_file()), None), folder
+
+
+def check_class(config, name: str) -> None:
+    """ValueError unless the config's model is of this class of ldm.models.diffusion.ddpm, or of one derived from it."""
+    from ldm.models.diffusion import ddpm
+    from ldm.util import get_obj_from_str
+
+    target = config.model.get("target")
+    found = get_obj_from_str(target) if target else None
+    if not (isinstance(found, type) and issubclass(found, getattr(ddpm, name))):
+        released, file = _RELEASED[name]
+        raise ValueError(
+            f"this script is for models of the class {name}, and this one's is {str(target).rpartition('.')[2]}: give "
+            f"such weights with --ckpt, as {file}, or those of your own and their --config, like {released}"
+        )
+
+
+def conditioning_key(config) -> str | None:
+    """How the config's model is conditioned, by LatentDiffusion's rules: None for one that draws from noise alone."""
+    params = config.model.get("params") or {}
+    if params.get("cond_stage_config") == "__is_unconditional__":
+        return None
+    return params.get("conditioning_key") or ("concat" if params.get("concat_mode", True) else "crossattn")
+
+
+def told_by(config, shown: Collection[str] = ()) -> str:
     """What the config's model draws from: "text", "class" or "nothing".
 
-    ValueError for one that is shown something else, and where the config does not say.
+    `shown`: the conditioning_keys of models that the script shows a picture besides. ValueError for one that is shown
+    something else, and where the config does not say.
     """
-    params = config.model.get("params") or {}
-    stage = params.get("cond_stage_config")
-    if stage == "__is_unconditional__":
+    key = conditioning_key(config)
+    if key is None or key == "concat" and key in shown:
         return "nothing"
-    key = params.get("conditioning_key") or ("concat" if params.get("concat_mode", True) else "crossattn")
-    if key != "crossattn":
+    if key != "crossattn" and key not in shown:
         raise ValueError(_shown_besides(key))
+    stage = (config.model.get("params") or {}).get("cond_stage_config")
     target = stage.get("target", "") if isinstance(stage, Mapping) else ""
     name = target.rpartition(".")[2]
     if stage == "__is_first_stage__" or name == "SpatialRescaler" or target.startswith("ldm.models.autoencoder."):
@@ -103,10 +155,15 @@ def _shown_besides(key: str) -> str:
     return f"model.params.conditioning_key is {key!r}; choose one of {choices} (from text only crossattn can draw)"
 
 
+def number_of_classes(config) -> int:
+    """Of a model of classes, the one that stands for none included."""
+    n = _config.of_model(config, "cond_stage_config.params.n_classes", int)
+    return _CLASSES if n is None else n
+
+
 def check_classes(config, prompts: Sequence[str | None], negative: str, guided: bool) -> None:
     """ValueError for what `conditionings` could not take, of a model of classes that is not loaded yet."""
-    n = _config.of_model(config, "cond_stage_config.params.n_classes", int)
-    n = _CLASSES if n is None else n
+    n = number_of_classes(config)
     for prompt in [*prompts, *([negative] if guided and negative else [])]:
         if prompt is None:
             raise ValueError(f"this model draws classes: give a class number with --prompt, from 0 to {n - 1}")
@@ -118,8 +175,21 @@ def check_classes(config, prompts: Sequence[str | None], negative: str, guided: 
         )
 
 
-def conditionings(model, kind: str, prompts: Sequence[str], negative: str, guided: bool) -> tuple[Any, Any]:
-    """What the network is shown for the prompts, and for what guidance leads away from; None where nothing is."""
+def conditionings(
+    model, kind: str, prompts: Sequence[str], negative: str, guided: bool, shown: Mapping[str, Any] | None = None
+) -> tuple[Any, Any]:
+    """What the network is shown for the prompts, and for what guidance leads away from; None where nothing is.
+
+    `shown`: what it is shown besides, in both, such as {"c_concat": [(B, C, h, w)]}.
+    """
+    cond, uncond = _encoded(model, kind, prompts, negative, guided)
+    if shown:
+        cond = {**shown, "c_crossattn": [cond]} if cond is not None else dict(shown)
+        uncond = {**shown, "c_crossattn": [uncond]} if guided and uncond is not None else None
+    return cond, uncond
+
+
+def _encoded(model, kind: str, prompts: Sequence[str], negative: str, guided: bool) -> tuple[Any, Any]:
     if kind == "nothing":
         return None, None
     if kind == "text":
@@ -146,4 +216,4 @@ def unguided(options: dict, opt: argparse.Namespace) -> dict:
     """The sampler's options without guidance, for a model that is told nothing."""
     if opt.prompt or opt.from_file or opt.negative_prompt or opt.scale not in (None, 1):
         warnings.warn("this model is told nothing: prompts and --scale have no effect", stacklevel=2)
-    return {**options, "unconditional_guidance_scale": 1.0, "ucg_schedule": None}
+    return {**options, **UNGUIDED}

@@ -18,6 +18,7 @@ import _cli
 import _config
 import _machine
 import _model
+import _pictures
 
 SEED = 2021  # of the test scenes, as in score_shapes.py
 
@@ -55,8 +56,7 @@ def error(model, sampler, z, cond, guidance: dict, steps: int, refine: int) -> f
         warnings.simplefilter("ignore")  # that it diverges is in the table
         noise, _ = sampler.encode(z, cond, steps, refine=refine, **guidance)
     back = sampler.decode(noise, cond, steps, **guidance)
-    pictures = [(_machine.decode(model, latents).float().clamp(-1, 1) + 1) / 2 for latents in (z, back)]
-    return (pictures[0] - pictures[1]).square().mean().item()
+    return _pictures.mean_square(_machine.decode(model, z), _machine.decode(model, back))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

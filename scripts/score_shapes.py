@@ -20,7 +20,7 @@ import _cli
 import _config
 import _machine
 import _model
-from txt2img import guided, sample
+from _session import guided, sample
 
 PARTS = ("count", "colour", "shape", "size", "place", "background")
 GROUPS = ("one thing", "two things", "three things", "held-out pair")

@@ -1,45 +1,38 @@
-"""A tiny model with random weights and scripts/txt2img.py to run on it; a tiny pipeline of diffusers."""
+"""Tiny models with random weights and the scripts to run on them; a tiny pipeline of diffusers."""
 
 import _cli
 import pytest
-import torch
 import txt2img
-from _txt2img import CONFIG
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from _script_models import written
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """The flags that choose a tiny model, written to files as a user has them."""
-    from ldm.util import instantiate_from_config
-
-    folder = tmp_path_factory.mktemp("tiny")
-    OmegaConf.save(OmegaConf.create(CONFIG), folder / "tiny.yaml")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = instantiate_from_config(CONFIG["model"]).state_dict()
-        # Where the original starts at zero, noise: else neither the caption nor the noise level would change anything.
-        weights = {k: torch.randn_like(v) * 0.1 if v.ndim > 1 and not v.any() else v for k, v in weights.items()}
-    save_file(weights, folder / "tiny.safetensors")
-    return "--config", str(folder / "tiny.yaml"), "--ckpt", str(folder / "tiny.safetensors"), "--device", "cpu"
+    return tuple(written(tmp_path_factory.mktemp("tiny"), lambda params: None, "tiny"))
 
 
 @pytest.fixture
 def run(tiny, tmp_path, capsys, monkeypatch):
-    """Run the script's main in a folder of its own; returns (exit status, stdout's and stderr's lines)."""
+    """Run a script's main in a folder of its own; returns (exit status, stdout's lines, and stderr's that it says)."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*flags, model=tiny):
-        status = 0
+    def run(*flags, model=tiny, script=txt2img):
+        name, status = script.__name__, 0
         try:
-            _cli.run(txt2img.main, "txt2img", [*model, *map(str, flags)])
+            _cli.run(script.main, name, [*model, *map(str, flags)])
         except SystemExit as stop:
             status = stop.code
         said = capsys.readouterr()
-        return status, said.out.splitlines(), [line for line in said.err.splitlines() if line.startswith("txt2img")]
+        return status, said.out.splitlines(), [line for line in said.err.splitlines() if line.startswith(name)]
 
     return run
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """A test that fails where a model is loaded."""
+    monkeypatch.setattr("ldm.checkpoint.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 @pytest.fixture(scope="session", params=["v1", "v2-v"])

@@ -11,7 +11,7 @@ BASE = {"torch", "numpy", "tqdm", "omegaconf"}  # what setup.py requires; the re
 
 # scripts -> pipeline, bulk -> models, checkpoint -> modules -> nothing
 RANK = {"scripts": 4, "pipeline": 3, "bulk": 3, "models": 2, "checkpoint": 2, "modules": 1}
-RANK |= {"image": 0, "data": 0, "lr_scheduler": 0}
+RANK |= dict.fromkeys(("image", "picture_files", "depth_files", "data", "lr_scheduler"), 0)
 # At the path of the textual-inversion repository, and a part of the models: it reads files, and no module needs it.
 AT_HOME_ELSEWHERE = {"ldm.modules.embedding_manager": "models"}
 

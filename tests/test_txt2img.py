@@ -7,6 +7,7 @@ from pathlib import Path
 import _cli
 import _config
 import _model
+import _session
 import numpy as np
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_an_empty_prompt_is_drawn_as_one(run):
 
 def test_iterations_are_planned_as_they_come():
     opt = txt2img.parse(["--n_iter", str(10**12), "--n_samples", "2"])
-    parts = txt2img.batches(txt2img.plan(["a", "b", "c"], opt), 2)
+    parts = _session.batches(_session.plan(["a", "b", "c"], opt), 2)
     assert [next(parts), next(parts)] == [[("a", 42), ("b", 43)], [("c", 44), ("a", 45)]]
 
 

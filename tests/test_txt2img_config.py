@@ -1,6 +1,7 @@
 """Where scripts/txt2img.py takes its settings from: flags before overrides, overrides before the config."""
 
 import _config
+import _session
 import pytest
 import txt2img
 from _txt2img import CONFIG, difference, draw
@@ -136,7 +137,7 @@ def test_the_negative_prompt_takes_part_only_with_guidance(run):
 
 def test_fixed_code_uses_n_samples_seeds_in_every_iteration_wherever_batches_begin(capsys):
     opt = txt2img.parse(["--fixed_code", "--n_samples", "2", "--n_iter", "2", "--seed", "7"])
-    assert [seed for _, seed in txt2img.plan("abcde", opt)] == [7, 8, 7, 8, 7] * 2
+    assert [seed for _, seed in _session.plan("abcde", opt)] == [7, 8, 7, 8, 7] * 2
     with pytest.raises(SystemExit):
         txt2img.parse(["--help"])
     told = " ".join(capsys.readouterr().out.split())

@@ -6,14 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _session
 import pytest
 import torch
 import txt2img
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    monkeypatch.setattr("ldm.checkpoint.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 @pytest.mark.parametrize(
@@ -213,13 +209,13 @@ def test_nan_from_the_model_is_an_error_and_no_picture(run, monkeypatch):
 
 
 def test_a_mistake_of_ours_is_not_hidden(run, monkeypatch):
-    monkeypatch.setattr(txt2img, "plan", lambda *_: 1 / "0")
+    monkeypatch.setattr(_session, "plan", lambda *_: 1 / "0")
     with pytest.raises(TypeError):
         run()
 
 
 def test_an_interruption_keeps_what_was_finished(run, monkeypatch):
-    sample, calls = txt2img.sample, []
+    sample, calls = _session.sample, []
 
     def interrupted(*args):
         calls.append(args)
@@ -227,7 +223,7 @@ def test_an_interruption_keeps_what_was_finished(run, monkeypatch):
             raise KeyboardInterrupt
         return sample(*args)
 
-    monkeypatch.setattr(txt2img, "sample", interrupted)
+    monkeypatch.setattr(_session, "sample", interrupted)
     status, out, err = run("--n_samples", 2, "--outdir", "out")
     assert status == 130 and not out
     assert err == ["txt2img: interrupted: 2 pictures finished; out/samples has what is saved"]

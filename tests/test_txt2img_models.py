@@ -1,6 +1,5 @@
 """scripts/txt2img.py on models of other kinds: unconditional, class-conditional, and those that need a picture."""
 
-import copy
 from pathlib import Path
 
 import _cli
@@ -8,47 +7,9 @@ import pytest
 import score_shapes
 import torch
 import train_shapes
-from _txt2img import CONFIG, difference, draw
-from omegaconf import OmegaConf
+from _script_models import beside_a_picture, of_as_many_classes_as_imagenet, of_classes, unconditional, written
+from _txt2img import difference, draw
 from safetensors.torch import save_file
-
-from ldm.util import instantiate_from_config
-
-
-def written(folder, change, name="other"):
-    """The flags that choose a tiny model that differs from CONFIG in its params, with random weights."""
-    config = copy.deepcopy(CONFIG)
-    change(config["model"]["params"])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = instantiate_from_config(config["model"]).state_dict()
-    weights = {k: torch.randn_like(v) * 0.1 if v.ndim > 1 and not v.any() else v for k, v in weights.items()}
-    OmegaConf.save(OmegaConf.create(config), folder / f"{name}.yaml")
-    save_file(weights, folder / f"{name}.safetensors")
-    return ["--config", str(folder / f"{name}.yaml"), "--ckpt", str(folder / f"{name}.safetensors"), "--device", "cpu"]
-
-
-def unconditional(params):
-    params["cond_stage_config"] = "__is_unconditional__"
-    del params["conditioning_key"]
-    unet = params["unet_config"]["params"]
-    for key in ("use_spatial_transformer", "transformer_depth", "context_dim"):
-        del unet[key]
-
-
-def of_classes(params):
-    target = "ldm.modules.encoders.modules.ClassEmbedder"
-    params["cond_stage_config"] = {"target": target, "params": {"n_classes": 1001, "embed_dim": 16}}
-
-
-def of_as_many_classes_as_imagenet(params):
-    of_classes(params)
-    del params["cond_stage_config"]["params"]["n_classes"]
-
-
-def beside_a_picture(params):
-    params["conditioning_key"] = "hybrid"
-    params["unet_config"]["params"]["in_channels"] = 9
 
 
 def pictures(run, model, *flags, out="out"):

@@ -63,9 +63,12 @@ class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
         super().__init__(noise_schedule_config)
         self.max_noise_level = max_noise_level
 
-    def forward(self, x: Tensor, noise_level: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, noise_level: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`x`: (B, 3, h, w) in [−1, 1]; `noise_level`: (B,), from 0 to `max_noise_level`, by default drawn for each
-        picture. Returns the noisy pictures and their levels. ValueError for a level that the network does not know."""
+        picture; `noise`: of x's shape, instead of drawn noise. Returns the noisy pictures and their levels. ValueError
+        for a level that the network does not know."""
         if noise_level is None:
             noise_level = torch.randint(0, self.max_noise_level, (len(x),), device=x.device)
         most = min(self.max_noise_level, self.num_timesteps - 1)
@@ -73,7 +76,7 @@ class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
             raise ValueError(
                 f"noise_level is {noise_level}: give a whole number from 0 to {most} for each of the {len(x)} pictures"
             )
-        return self.q_sample(x, noise_level), noise_level
+        return self.q_sample(x, noise_level, noise), noise_level
 
 
 def _within(values: Tensor, most: int) -> bool:

@@ -1,0 +1,168 @@
+"""One run of a script: from its flags to a model that is ready, and from prompts and seeds to pictures.
+
+    session = Session(opt)                        # all that can be known by now is checked, and nothing is loaded
+    prompts = session.prompts(lines, PROMPT)
+    with session.loaded(), gallery:
+        for jobs in session.batches(prompts):     # [(prompt, seed), …], n_samples at a time
+            gallery.add(session.sample(jobs, shape), session.settings(jobs))
+
+Every picture has a seed of its own, so it is the same alone, in a batch, and in another batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import _config
+import _machine
+import _model
+
+Jobs = Sequence[tuple[str, int]]  # of a batch: (prompt, seed) of each picture
+
+
+class Session:
+    """The model and the sampler that the flags ask for; `opt` has those of `_cli.add_model_flags` and, for all but
+    `loaded`, those of `_cli.add_prompt_flags` and `add_sampling_flags`.
+
+    Before `loaded`, `config` is checked, and these are known: `kind`, what the model is told ("text", "class" or
+    "nothing"), `device`, `dtype`, and `options`, the arguments of the sampler's `sample`. Inside, there are `model` and
+    `sampler`, too.
+    """
+
+    def __init__(
+        self,
+        opt: argparse.Namespace,
+        *,
+        shown: Collection[str] = (),
+        only: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ):
+        """`shown`: the conditioning_keys, beside "crossattn", of models that the script shows a picture; `only`: the
+        class of ldm.models.diffusion.ddpm that it is for; `defaults`: options of the sampler where neither a flag nor
+        the config says them, if other than CompVis' txt2img.
+
+        ValueError for a model that the script cannot serve, and for all else that is wrong with the flags.
+        """
+        self.opt = opt
+        self.config, self._checkpoint, self._source = _model.open_model(opt)
+        self.global_step = self._checkpoint.global_step
+        if only:
+            _model.check_class(self.config, only)
+        self.kind = _model.told_by(self.config, shown)
+        self.device = _machine.pick_device(opt.device)
+        self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
+        self._class = _config.sampler_class(self.config, opt)
+        self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
+
+    @property
+    def guided(self) -> bool:
+        return guided(self.options)
+
+    def prompts(self, lines: Sequence[str] | None, default: str) -> list[str]:
+        """What is drawn in each iteration: `lines`, else --prompt or `default` n_samples times.
+
+        ValueError for what the model cannot be told, a warning for what has no effect. A model that is told nothing is
+        not guided from here on.
+        """
+        opt = self.opt
+        prompts = list(lines or [default if opt.prompt is None else opt.prompt] * opt.n_samples)
+        if self.kind == "nothing":
+            self.options, prompts = _model.unguided(self.options, opt), [""] * opt.n_samples
+        if self.kind == "class":
+            _model.check_classes(self.config, lines or [opt.prompt], opt.negative_prompt, self.guided)
+        if opt.negative_prompt and not self.guided:
+            warnings.warn("--negative_prompt has no effect with --scale 1, which is no guidance", stacklevel=2)
+        return prompts
+
+    @contextlib.contextmanager
+    def loaded(self):
+        """Inside, `model` (which it gives) and `sampler` are there; averaged weights are in use, and no gradients."""
+        import torch
+
+        from ldm.checkpoint import load_model
+
+        opened, self._checkpoint = self._checkpoint, None
+        self.model = load_model(self.config, opened, device=self.device, dtype=self.dtype, ema=self.opt.ema)
+        del opened  # where the model has copies of its weights, the file need not stay in memory
+        self.sampler = self._class(self.model, **self._built)
+        with torch.no_grad(), self.model.ema_scope():
+            yield self.model
+
+    def batches(self, prompts: Sequence[str]) -> Iterable[list[tuple[str, int]]]:
+        """`prompts` once in each iteration, each with its seed, n_samples at a time; a bar if there are several."""
+        from tqdm import tqdm
+
+        opt = self.opt
+        count = -(-opt.n_iter * len(prompts) // opt.n_samples)
+        jobs = plan(prompts, opt)
+        return tqdm(batches(jobs, opt.n_samples), desc="batches", total=count, disable=count == 1)
+
+    def sample(self, jobs: Jobs, shape: tuple, *, shown: Mapping[str, Any] | None = None, **arguments: Any):
+        """The pictures of a batch, (B, 3, H, W) in about [-1, 1]; `shape` is that of one's latents.
+
+        `shown`: what the model is shown beside the prompts, such as {"c_concat": [(B, C, h, w)]}; `arguments`: more for
+        the sampler's `sample`.
+        """
+        prompts, negative = [prompt for prompt, _ in jobs], self.opt.negative_prompt
+        cond, uncond = _model.conditionings(self.model, self.kind, prompts, negative, self.guided, shown)
+        return sample(self.model, self.sampler, jobs, shape, cond, uncond, {**self.options, **arguments})
+
+    def settings(self, jobs: Jobs, **more: Any) -> list[dict[str, Any]]:
+        """What each picture's file tells: with it the picture can be made again."""
+        names = {"S": "steps", "unconditional_guidance_scale": "scale"}
+        made = {
+            "negative_prompt": self.opt.negative_prompt,
+            "sampler": self._class.__name__.removesuffix("Sampler"),
+            **self._source,
+            "precision": str(self.dtype).removeprefix("torch."),
+            **{names.get(key, key): value for key, value in {**self._built, **self.options}.items()},
+            **more,
+        }
+        return [{"prompt": prompt, "seed": seed, **made} for prompt, seed in jobs]
+
+
+def plan(prompts: Sequence[str], opt: argparse.Namespace) -> Iterator[tuple[str, int]]:
+    """(prompt, seed) of every picture in its order: `prompts` once in each iteration."""
+    for iteration in range(opt.n_iter):
+        for k, prompt in enumerate(prompts):
+            offset = k % opt.n_samples if opt.fixed_code else iteration * len(prompts) + k
+            yield prompt, opt.seed + offset
+
+
+def batches(jobs: Iterator[tuple[str, int]], size: int) -> Iterator[list[tuple[str, int]]]:
+    """`size` jobs at a time, and at last those that are left."""
+    while batch := list(itertools.islice(jobs, size)):
+        yield batch
+
+
+def guided(options: Mapping[str, Any]) -> bool:
+    return options["unconditional_guidance_scale"] != 1 or options.get("ucg_schedule") is not None
+
+
+def sample(model, sampler, jobs: Jobs, shape: tuple, cond, uncond, options: Mapping[str, Any], progress=True):
+    """The pictures of a batch of (prompt, seed), (B, 3, H, W) in about [-1, 1]; `options` are `sampler.sample`'s."""
+    with finite(model):
+        latents, _ = sampler.sample(
+            batch_size=len(jobs),
+            shape=shape,
+            conditioning=cond,
+            unconditional_conditioning=uncond,
+            seeds=[seed for _, seed in jobs],
+            progress=progress,
+            **options,
+        )
+    return _machine.decode(model, latents)
+
+
+@contextlib.contextmanager
+def finite(model):
+    """Inside, an overflow of the network is a ValueError with the flag that helps."""
+    try:
+        yield
+    except FloatingPointError as error:  # its remedy is the library's; here there is a flag
+        raise ValueError(_machine.overflow(model, str(error).partition(",")[0])) from error
