@@ -43,7 +43,7 @@ def _array(path: Path, name: str) -> np.ndarray:
         values = format.open_memmap(path, mode="r")  # mapped: a header may promise more than there is
     except ValueError as error:
         raise ValueError(f"{name} is no array that numpy saved ({error}); save it with numpy.save") from error
-    if values.dtype.kind not in "buif" or values.ndim != 2:
+    if values.dtype.kind not in "buif" or values.ndim != 2 or not values.size:
         raise ValueError(f"{name} is {values.dtype} of shape {values.shape}; a depth map is numbers, (H, W)")
     if values.size > MEGAPIXELS * 1e6:
         raise ValueError(
