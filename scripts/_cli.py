@@ -156,6 +156,14 @@ def add_prompt_flags(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--negative_prompt", type=a_text, default="", help="what to keep out: takes the place of the empty prompt"
     )
+    group.add_argument(
+        "--embedding_path",
+        type=a_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a word that textual inversion has learned, for prompts to use: .pt, .bin or .safetensors (may be repeated)",
+    )
 
 
 def add_sampling_flags(

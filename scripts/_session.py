@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import _config
@@ -58,10 +60,20 @@ class Session:
         self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
         self._class = _config.sampler_class(self.config, opt)
         self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
+        if self._embeddings:
+            from ldm.checkpoint import load_embeddings
+
+            for path in self._embeddings:  # they are small, and their errors come before a model is loaded
+                load_embeddings(path)
 
     @property
     def guided(self) -> bool:
         return guided(self.options)
+
+    @property
+    def _embeddings(self) -> Sequence[str]:
+        """The files of --embedding_path, which not every script has."""
+        return getattr(self.opt, "embedding_path", ())
 
     def prompts(self, lines: Sequence[str] | None, default: str) -> list[str]:
         """What is drawn in each iteration: `lines`, else --prompt or `default` n_samples times.
@@ -88,6 +100,11 @@ class Session:
 
         opened, self._checkpoint = self._checkpoint, None
         self.model = load_model(self.config, opened, device=self.device, dtype=self.dtype, ema=self.opt.ema)
+        if self._embeddings:
+            from ldm.modules.embedding_manager import add_embeddings
+
+            words = ", ".join(map(repr, add_embeddings(self.model, self._embeddings)))
+            print(f"learned words, for prompts to use: {words}", file=sys.stderr)
         del opened  # where the model has copies of its weights, the file need not stay in memory
         self.sampler = self._class(self.model, **self._built)
         with torch.no_grad(), self.model.ema_scope():
@@ -121,6 +138,7 @@ class Session:
             **self._source,
             "precision": str(self.dtype).removeprefix("torch."),
             **{names.get(key, key): value for key, value in {**self._built, **self.options}.items()},
+            **({"embeddings": [Path(path).name for path in words]} if (words := self._embeddings) else {}),
             **more,
         }
         return [{"prompt": prompt, "seed": seed, **made} for prompt, seed in jobs]
