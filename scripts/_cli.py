@@ -162,7 +162,7 @@ def add_prompt_flags(parser: argparse.ArgumentParser, default: str) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a word that textual inversion has learned, for prompts to use: .pt, .bin or .safetensors (may be repeated)",
+        help="a word that textual inversion has learned, for prompts to use: .pt, .bin, .safetensors (may be repeated)",
     )
 
 
