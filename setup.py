@@ -44,8 +44,11 @@ setup(
     install_requires=["torch>=2.4", "numpy>=1.26", "tqdm>=4.64", "omegaconf>=2.3"],
     extras_require={
         "scripts": ["pillow>=10.1"],
+        "train": ["lightning>=2.4"],
         "test": [
             "pytest>=7.4",
+            "einops>=0.6",
+            "lightning>=2.4",
             "diffusers>=0.30",
             "transformers>=5",
             "pillow>=10.1",

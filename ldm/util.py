@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
 
 _logger = logging.getLogger(__name__)
 
@@ -127,7 +133,7 @@ def isimage(x: Any) -> bool:
 
 def mean_flat(tensor: Tensor) -> Tensor:
     """The mean over every axis but the batch: (B, …) → (B,)."""
-    return tensor.flatten(1).mean(1)
+    return tensor.reshape(len(tensor), -1).mean(1)
 
 
 def count_params(model: nn.Module, verbose: bool = False) -> int:
@@ -136,3 +142,33 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
     if verbose:
         _logger.info("%s has %.2f M parameters", type(model).__name__, n / 1e6)
     return n
+
+
+def log_txt_as_img(wh: Sequence[int], xc: Iterable[Any], size: float = 10) -> Tensor:
+    """Texts as pictures for a log, black on white: (B, 3, H, W) in [−1, 1] for `wh` = (W, H). Needs Pillow.
+
+    In Pillow's own font, `size` pixels high but at least 1, so that no font file is needed; letters that it lacks are
+    boxes. Lines are broken to fit the width, and end with the picture.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(max(size, 1))
+    pages = []
+    for text in xc:
+        page = Image.new("RGB", tuple(wh), "white")
+        ImageDraw.Draw(page).text((0, 0), "\n".join(_wrapped(str(text), wh[0], font)), fill="black", font=font)
+        pages.append(torch.from_numpy(np.array(page)))
+    return torch.stack(pages).movedim(-1, 1) / 127.5 - 1
+
+
+def _wrapped(text: str, width: int, font: FreeTypeFont) -> list[str]:
+    """Lines of at most `width` pixels, broken between words, or within a word that is wider than that."""
+    lines = []
+    for rest in text.splitlines():
+        while rest:
+            fits = bisect_right(range(1, len(rest) + 1), width, key=lambda n, rest=rest: font.getlength(rest[:n])) or 1
+            space = rest.rfind(" ", 0, fits + 1)
+            fits = space if fits < len(rest) and space > 0 else fits
+            lines.append(rest[:fits])
+            rest = rest[fits:].lstrip()
+    return lines

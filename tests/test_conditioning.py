@@ -114,7 +114,7 @@ def test_several_pictures_and_texts_are_joined():
 def test_one_context_per_block_is_refused():
     config = {"target": "torch.nn.Identity", "sequential_crossattn": True}
     with pytest.raises(ValueError, match="sequential_crossattn=True.*set it to false"):
-        LatentDiffusion(IDENTITY, CAPTIONS, config, use_ema=False)
+        LatentDiffusion(IDENTITY, CAPTIONS, unet_config=config, use_ema=False)
 
 
 def test_guidance_pairs_noise_levels_as_it_pairs_text_and_pictures():

@@ -21,7 +21,7 @@ FIRST_STAGE = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 def build(**changes) -> LatentDiffusion:
     torch.manual_seed(0)
     settings = {"conditioning_key": "crossattn", "use_ema": False, "channels": 3, "image_size": 4, **changes}
-    return LatentDiffusion(FIRST_STAGE, {"target": "torch.nn.Identity"}, UNET, **settings)
+    return LatentDiffusion(FIRST_STAGE, {"target": "torch.nn.Identity"}, unet_config=UNET, **settings)
 
 
 class Answer(nn.Module):
@@ -193,19 +193,20 @@ def test_every_name_of_the_originals_module_is_there():
     from ldm.models.diffusion import ddpm
 
     names = "DiffusionWrapper LatentDiffusion LatentFinetuneDiffusion LatentInpaintDiffusion".split()
-    names += "LatentDepth2ImageDiffusion LatentUpscaleDiffusion".split()
-    assert all(issubclass(getattr(ddpm, name), nn.Module) for name in names) and set(names) == set(ddpm.__all__)
+    names += "LatentDepth2ImageDiffusion LatentUpscaleDiffusion DDPM".split()
+    assert all(issubclass(getattr(ddpm, name), nn.Module) for name in names)
+    assert {*names, "disabled_train", "uniform_on_device"} == set(ddpm.__all__)
 
 
 def test_the_conditioning_key_is_inferred_by_the_originals_rule():
     for key in (None, "crossattn"):
-        none = LatentDiffusion(FIRST_STAGE, "__is_unconditional__", UNET, conditioning_key=key, use_ema=False)
-        assert none.model.conditioning_key is None
+        m = LatentDiffusion(FIRST_STAGE, "__is_unconditional__", unet_config=UNET, conditioning_key=key, use_ema=False)
+        assert m.model.conditioning_key is None
     with pytest.raises(ValueError, match="unconditional"):
-        none.get_learned_conditioning(["a star"])
+        m.get_learned_conditioning(["a star"])
     first_stage = "__is_first_stage__"
-    assert LatentDiffusion(FIRST_STAGE, first_stage, UNET, use_ema=False).model.conditioning_key == "concat"
-    crossattn = LatentDiffusion(FIRST_STAGE, first_stage, UNET, concat_mode=False, use_ema=False)
+    assert LatentDiffusion(FIRST_STAGE, first_stage, unet_config=UNET, use_ema=False).model.conditioning_key == "concat"
+    crossattn = LatentDiffusion(FIRST_STAGE, first_stage, unet_config=UNET, concat_mode=False, use_ema=False)
     assert crossattn.model.conditioning_key == "crossattn"
 
 
@@ -238,7 +239,7 @@ def trained(monkeypatch):
     def build(**changes):
         settings = {"conditioning_key": "crossattn", "use_ema": False, "channels": 3, "image_size": 4} | changes
         torch.manual_seed(0)
-        return LatentDiffusion(FIRST_STAGE, {"target": "torch.nn.Foreign"}, UNET, **settings).train()
+        return LatentDiffusion(FIRST_STAGE, {"target": "torch.nn.Foreign"}, unet_config=UNET, **settings).train()
 
     return build
 
@@ -296,4 +297,3 @@ def test_what_would_change_the_loss_is_refused_and_its_default_accepted(trained,
 def test_a_scale_factor_that_cannot_be_one_is_an_error(factor):
     with pytest.raises(ValueError, match="give a number above 0"):
         build(scale_factor=factor)
-

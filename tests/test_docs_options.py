@@ -9,7 +9,7 @@ import pytest
 from _step_rule import row
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.sampling import DDIMSampler, make_timesteps
+from ldm.sampling import DDIMSampler, NoiseSchedule, make_beta_schedule, make_timesteps
 from ldm.sampling.arguments import Options, names_of
 from ldm.sampling.model import PARAMETERIZATIONS
 from ldm.sampling.timesteps import SPACINGS
@@ -122,6 +122,12 @@ def test_the_examples_of_spacings_are_what_comes_out():
             if "refused" not in cell:
                 steps = [int(t) for t in cell.split(",")]
                 assert make_timesteps(name, s, 1000).tolist() == steps == make_timesteps(name, s, 1000, offset).tolist()
+
+
+def test_the_example_of_levels_is_what_comes_out():
+    (said,) = re.findall(r"of Stable Diffusion's 1000, for S = 4, (.*)\.", PAGE)
+    bar = NoiseSchedule.from_betas(make_beta_schedule("linear", 1000, 0.00085, 0.012)).alpha_bar
+    assert make_timesteps("logsnr", 4, 1000, alpha_bar=bar).tolist() == [int(t) for t in said.split(",")]
 
 
 def test_the_example_config_is_one_that_the_scripts_take():

@@ -79,3 +79,15 @@ def test_bad_averages_are_refused():
 def test_half_precision_leaves_the_decay_alone(convert):
     ema = convert(LitEma(nn.Linear(2, 2)))
     assert ema.decay.item() == pytest.approx(0.9999) and ema.weight.dtype != torch.float32
+
+
+def test_counting_again_from_zero_forgets_soon():
+    model = nn.Linear(1, 1, bias=False)
+    ema = LitEma(model)
+    trained(50, ema, model)
+    ema.reset_num_updates()
+    assert ema.num_updates == 0 and "num_updates" in ema.state_dict()
+    before = ema.weight.item()
+    ema(model)
+    d = (1 + 1) / (10 + 1)
+    assert ema.weight.item() == pytest.approx(d * before + (1 - d) * 50)

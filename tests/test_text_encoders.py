@@ -7,12 +7,13 @@ import pytest
 import torch
 from _networks import randn
 
-from ldm.modules.encoders.clip import CLIPTextModel, OpenCLIPTextModel, clip_config, rename_text_keys
+from ldm.modules.encoders.clip import CLIPTextModel, OpenCLIPTextModel, rename_text_keys
 from ldm.modules.encoders.clip_tokenizer import CLIPTokenizer
 from ldm.modules.encoders.modules import (
     FrozenCLIPEmbedder,
     FrozenOpenCLIPEmbedder,
 )
+from ldm.modules.encoders.text_config import clip_config
 
 SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3}
 TINY = {**SMALL, "vocab_size": 100}

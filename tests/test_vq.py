@@ -145,7 +145,8 @@ def diffusion():
         },
     }  # fmt: skip
     first_stage = {"target": "ldm.models.autoencoder.VQModelInterface", "params": SMALL_VQ}
-    model = LatentDiffusion(first_stage, "__is_unconditional__", unet, use_ema=False, image_size=8, channels=3)
+    settings = {"unet_config": unet, "use_ema": False, "image_size": 8, "channels": 3}
+    model = LatentDiffusion(first_stage, "__is_unconditional__", **settings)
     golden_weights(model.first_stage_model), golden_weights(model.model)
     return model.eval()
 

@@ -79,32 +79,50 @@ def _read_folder(path: Path) -> Checkpoint:
     )
 
 
+def load_content(path: str | Path) -> tuple[Any, Callable[[StoredTensor], Tensor]]:
+    """What a file holds, a dict of weights or another object, and what makes a tensor of each StoredTensor in it.
+
+    Read as `load_state_dict` reads, and its errors.
+    """
+    return _of_file(Path(path), lambda path: _content(path)[:2])
+
+
 def _read_file(path: Path) -> Checkpoint:
+    return _of_file(path, _read_content)
+
+
+def _of_file(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise FileNotFoundError(f"checkpoint {str(path)!r} {what}; give the path of a .safetensors or .ckpt file")
     try:
-        return _read_content(path)
+        return read(path)
     except CheckpointError as error:  # the readers' messages begin behind the file's name
         raise type(error)(f"{str(path)!r} {error}") from error
 
 
 def _read_content(path: Path) -> Checkpoint:
+    content, build, form, metadata = _content(path)
+    if form == "safetensors":
+        step = str(metadata.get("global_step", ""))
+        return Checkpoint(_tensors(content), form, int(step) if re.fullmatch("[0-9]{1,18}", step) else None)
+    step = content.get("global_step") if isinstance(content, dict) else None
+    return Checkpoint(_tensors(content, build), form, step if type(step) is int else None)
+
+
+def _content(path: Path) -> tuple[Any, Callable[[StoredTensor], Tensor], str, dict[str, str]]:
+    """The object in the file, what makes its tensors, the format, and the metadata of safetensors."""
     with path.open("rb") as file:
         start = file.read(_SNIFF)
     if is_safetensors(start):
         weights, metadata = read_safetensors(path)
-        step = str(metadata.get("global_step", ""))
-        return Checkpoint(_tensors(weights), "safetensors", int(step) if re.fullmatch("[0-9]{1,18}", step) else None)
+        return weights, lambda tensor: tensor, "safetensors", metadata
     if start.startswith(b"PK\x03\x04"):
-        (content, build), form = read_zip(path), "torch"
-    elif start.startswith(b"\x80"):
-        (content, build), form = read_legacy(path), "torch-legacy"
-    else:
-        _refuse_text_pickle(path, start)
-        raise CheckpointError(f"is not a checkpoint: it {_looks_like(start, path.suffix)}")
-    step = content.get("global_step") if isinstance(content, dict) else None
-    return Checkpoint(_tensors(content, build), form, step if type(step) is int else None)
+        return *read_zip(path), "torch", {}
+    if start.startswith(b"\x80"):
+        return *read_legacy(path), "torch-legacy", {}
+    _refuse_text_pickle(path, start)
+    raise CheckpointError(f"is not a checkpoint: it {_looks_like(start, path.suffix)}")
 
 
 def _tensors(content: Any, build: Callable[[StoredTensor], Tensor] | None = None) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from ldm.checkpoint.variants import averaged, with_average, with_schedule, with_
 from ldm.modules.encoders.clip import rename_text_keys
 from ldm.util import instantiate_from_config
 
+_logger = logging.getLogger(__name__)
+
 _SCHEDULE = r"(betas|alphas_cumprod(_prev)?|(sqrt|log|posterior|lvlb)_\w+|logvar)$"
 # In a file but not in the model, and of no use to it: the schedule's buffers (the config makes them), EMA copies where
 # the model keeps none, the weights of a training loss, a constant that older text encoders saved, and the estimator
@@ -27,6 +30,8 @@ _HARMLESS_UNEXPECTED = re.compile(
 )
 # In the model but not in the file, and made from the config alone. `scale_factor` is not: where kept, it was measured.
 _HARMLESS_MISSING = re.compile(rf"(low_scale_model\.)?{_SCHEDULE}|model_ema\.(decay|num_updates)$")
+# The vectors of words that textual inversion adds to a model: where a file has none, they begin as their config says.
+_ADDED_WORDS = "embedding_manager."
 # Few and small: copied, so that they do not hold the whole file in memory, and in the file's dtype, as the modules that
 # keep them in float32 see to that themselves.
 _SMALL = re.compile(rf"(low_scale_model\.)?({_SCHEDULE}|scale_factor$)|model_ema\.(decay|num_updates)$")
@@ -100,17 +105,30 @@ def _tensors(model: nn.Module):
 
 
 def load_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], source: str, *, dtype: torch.dtype | None = None
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    *,
+    dtype: torch.dtype | None = None,
+    partly: Sequence[str] | None = None,
 ) -> None:
     """Give the model `weights`, which it takes over where it was built without memory ("meta") and copies elsewhere.
 
     dtype: that of the parameters (None: the model's). CheckpointError, which names `source`, where they do not fit.
+    partly: prefixes of the keys that are asked for. Missing ones of these, and unexpected ones, are then logged as a
+    warning and no error, and what is missing stays as it is.
     """
     own = model.state_dict()
     weights = with_average(own, rename_text_keys(weights), source)
     penultimate = getattr(getattr(model, "cond_stage_model", None), "layer", None) == "penultimate"
     weights = with_unused(own, weights, penultimate)
-    _check_fit(model, own, weights, source)
+    problems = _misfits(model, own, weights, source)
+    if partly is not None:
+        missing = [key for key in problems.pop("missing") if key.startswith(tuple(partly))]
+        _log_report({"missing": missing, "unexpected": problems.pop("unexpected")}, source)
+    if found := _listed(problems):
+        hint = "" if partly is None else "; leave their keys out with ignore_keys"
+        raise CheckpointError(f"{source!r} does not fit the config's model{_guess(own, weights)}: {found}{hint}")
     weights = with_schedule(own, weights, source)
     if dtype is not None:
         model.to(dtype)
@@ -124,6 +142,41 @@ def load_weights(
     model.load_state_dict(_apart(cast) if empty else cast, strict=False, assign=empty)  # all else is accounted for
 
 
+def load_partly(
+    model: nn.Module,
+    path: str | Path,
+    ignore_keys: Sequence[str] = (),
+    *,
+    prefix: str = "",
+    widened: Sequence[str] = (),
+) -> None:
+    """Give the model what a checkpoint has for it, as a training does that begins from another's weights.
+
+    Passed over: weights whose keys begin with one of `ignore_keys`, and with `prefix` all whose keys do not begin with
+    it (a file of that part alone may lack it). `widened`: keys of layers that take more input channels here; the new
+    ones begin at zero, as if they were not there. What is missing and what is unexpected is logged as a warning;
+    CheckpointError where a shape is another, or where nothing fits.
+    """
+    weights, own = dict(without_wrapper(load_checkpoint(path).weights)), model.state_dict()
+    if prefix and not any(key.startswith(prefix) for key in weights):
+        weights = {prefix + key: value for key, value in weights.items()}
+    wanted = (prefix, "model_ema.") if prefix == "model." else (prefix,)
+    weights = {k: v for k, v in weights.items() if k.startswith(wanted) and not k.startswith(tuple(ignore_keys))}
+    for key in set(widened) & weights.keys() & own.keys():
+        weights[key] = _widened(weights[key], own[key].shape)
+    if not any(key in own for key in rename_text_keys(weights)):
+        raise CheckpointError(f"{str(path)!r} has nothing that this model has{_guess(own, weights)}")
+    load_weights(model, weights, str(path), partly=wanted)
+
+
+def _widened(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """A layer's weight (out, in, …) with zeros for more input channels; as it is where they are not more."""
+    if weight.ndim < 2 or weight.shape[1] >= shape[1]:
+        return weight
+    more = weight.new_zeros(weight.shape[0], shape[1] - weight.shape[1], *weight.shape[2:])
+    return torch.cat([weight, more], dim=1)
+
+
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights, none of which shares its memory with another: a step of training must not move both."""
     taken, apart = set(), {}
@@ -134,10 +187,14 @@ def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def _check_fit(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+def _misfits(
+    model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str
+) -> dict[str, list[str]]:
+    """What is wrong with the weights for this model, and where. CheckpointError for a scale factor that is another."""
     both, learned = [key for key in own if key in weights], dict(model.named_parameters())
+    absent = [key for key in own if key not in weights and not key.startswith(_ADDED_WORDS)]
     problems = {
-        "missing": [k for k in own if k not in weights and (k in learned or not _HARMLESS_MISSING.match(k))],
+        "missing": [k for k in absent if k in learned or not _HARMLESS_MISSING.match(k)],
         "unexpected": [k for k in weights if k not in own and not _HARMLESS_UNEXPECTED.match(k)],
         "of another shape": [
             f"{k} {tuple(weights[k].shape)}, the model's is {tuple(own[k].shape)}"
@@ -153,9 +210,18 @@ def _check_fit(model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str
     if "scale_factor" in problems["unexpected"]:
         problems["unexpected"].remove("scale_factor")
         _check_scale_factor(model, weights["scale_factor"], source)
-    found = "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
-    if found:
-        raise CheckpointError(f"{source!r} does not fit the config's model{_guess(own, weights)}: {found}")
+    return problems
+
+
+def _listed(problems: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
+
+
+def _log_report(problems: Mapping[str, list[str]], source: str) -> None:
+    if found := _listed(problems):
+        _logger.warning("%r was loaded in part: %s", source, found)
+    else:
+        _logger.info("%r was loaded, and all of it fits", source)
 
 
 def _check_scale_factor(model: nn.Module, stored: Tensor, source: str) -> None:

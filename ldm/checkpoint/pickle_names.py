@@ -103,6 +103,21 @@ class Inert:
         self.name = name
 
 
+class Parameters(Inert):
+    """torch's ParameterDict, in which textual inversion's own files keep their vectors. `found`: name → tensor."""
+
+    __slots__ = ("found",)
+
+    def __init__(self, *_: Any):
+        super().__init__("ParameterDict")
+        self.found: dict[str, Any] = {}
+
+    def build(self, state: Any) -> None:
+        """Takes the parameters out of the module's state."""
+        parameters = state.get("_parameters") if type(state) is dict else None
+        self.found = parameters if type(parameters) is dict else {}
+
+
 class Global(Inert):
     """A name in the file. `foreign_class`: by its look a class, and of a package outside the standard library."""
 
@@ -250,6 +265,7 @@ _MEANING = {
     **_PLAIN_TENSORS,
     "torch._tensor._rebuild_from_type_v2": _attributed,
     "torch.Size": _size,
+    "torch.nn.modules.container.ParameterDict": Parameters,
     "collections.OrderedDict": _dict,
     "collections.defaultdict": lambda *_: {},
     "builtins.dict": _dict,

@@ -11,7 +11,17 @@ import pickletools
 from typing import Any, BinaryIO
 
 from ldm.checkpoint.errors import CheckpointError, RefusedError, damaged, shown
-from ldm.checkpoint.pickle_names import Global, Inert, Storage, StoredTensor, call, find, name_only, storage_of
+from ldm.checkpoint.pickle_names import (
+    Global,
+    Inert,
+    Parameters,
+    Storage,
+    StoredTensor,
+    call,
+    find,
+    name_only,
+    storage_of,
+)
 
 _MAX_OPERATIONS = 5_000_000  # a released model with its trainer's state has some 100,000; bounds time and memory
 
@@ -182,9 +192,11 @@ class _Machine:
         self.stack.append(call(callee, tuple(args)))
 
     def build(self, _):
-        """The state of an object is left: an OrderedDict's `_metadata`, all that an inert one had."""
-        self.take(1)
-        if not isinstance(self.top(), (dict, StoredTensor)):
+        """The state of an object is left: an OrderedDict's `_metadata`, all that an inert one had but parameters."""
+        (state,) = self.take(1)
+        if isinstance(self.top(), Parameters):
+            self.top().build(state)
+        elif not isinstance(self.top(), (dict, StoredTensor)):
             self._must_be_inert("gets a state")
 
     def persistent(self, _):

@@ -48,7 +48,7 @@ def save_checkpoint(
         for key, tensor in tensors.items()
     }
     _check_range(tensors, dtypes)
-    with _appearing_whole(path) as file:
+    with appearing_whole(path) as file:
         if path.suffix == ".safetensors":
             text = {key: str(value) for key, value in metadata.items()}
             write_safetensors(file, tensors, dtypes, {**text, "format": "pt"})
@@ -102,7 +102,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _appearing_whole(path: Path) -> Iterator[BinaryIO]:
+def appearing_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which is at `path` once all of it is on the disk; after an error there is none.
 
     It is where a link at `path` points to, and may be read by those who could read the one that it replaces.

@@ -14,7 +14,7 @@ colour and shape are in no training scene.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -206,6 +206,22 @@ def describe(
         caption = _wording(things, layout, place, background, rng)
         if is_test_caption(caption) == test:
             return Description(things, layout, place, background, caption)
+
+
+def changed(description: Description, index: int, rng: np.random.Generator) -> Description:
+    """The same scene with another thing in the place of thing `index`, of another colour or shape, or both; its size
+    stays, and the caption, of the same side (training or test), is worded anew."""
+    test, old = is_test_caption(description.caption), description.things[index]
+    while True:
+        new = _thing(rng, len(description.things), held_out=False)
+        if (new.colour, new.shape) == (old.colour, old.shape):
+            continue
+        things = list(description.things)
+        things[index] = replace(new, size=old.size)
+        parts = (tuple(things), description.layout, description.place, description.background)
+        caption = _wording(*parts, rng)
+        if is_test_caption(caption) == test:
+            return Description(*parts, caption)
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing

@@ -52,6 +52,10 @@ class LitEma(nn.Module):
         for shadow, p in self._pairs(model):
             shadow.lerp_(p.to(shadow), weight.to(shadow))
 
+    def reset_num_updates(self) -> None:
+        """Count from 0 again, so that what was averaged so far is forgotten soon."""
+        self.num_updates.zero_()
+
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite the weights of `model` with the average."""

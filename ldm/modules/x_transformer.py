@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ldm.modules.attention import FeedForward, multi_head_attention
+from ldm.modules.encoders.words import EmbeddingManager, embed
 
 
 class AbsolutePositionalEmbedding(nn.Module):
@@ -26,7 +27,7 @@ class AbsolutePositionalEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without a mask: every token sees every other, the padding too."""
+    """Multi-head self-attention: every token sees every other, and without a mask the padding, too."""
 
     def __init__(self, dim: int, dim_head: int = 64, heads: int = 8) -> None:
         super().__init__()
@@ -36,24 +37,43 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.to_out(multi_head_attention(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`x`: (B, N, dim); `mask`: (B, N), bool, true where there is a token; returns (B, N, dim)."""
+        if mask is not None:
+            mask = mask[:, None, :, None] & mask[:, None, None]
+        return self.to_out(multi_head_attention(self.to_q(x), self.to_k(x), self.to_v(x), self.heads, mask))
 
 
 class Encoder(nn.Module):
-    """`depth` times attention and an MLP, each on a normed input and added back."""
+    """`depth` times attention and an MLP, each on a normed input and added back.
 
-    def __init__(self, dim: int, depth: int, heads: int = 8, dim_head: int = 64) -> None:
+    Of x-transformers' options those that keep this shape; any other is a TypeError.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int = 8,
+        *,
+        attn_dim_head: int = 64,
+        ff_mult: int = 4,
+        ff_glu: bool = False,
+        ff_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.layers = nn.ModuleList()
         for _ in range(depth):
-            self.layers.append(nn.ModuleList([nn.LayerNorm(dim), Attention(dim, dim_head, heads)]))
-            self.layers.append(nn.ModuleList([nn.LayerNorm(dim), FeedForward(dim)]))
+            mlp = FeedForward(dim, mult=ff_mult, glu=ff_glu, dropout=ff_dropout)
+            self.layers.append(nn.ModuleList([nn.LayerNorm(dim), Attention(dim, attn_dim_head, heads)]))
+            self.layers.append(nn.ModuleList([nn.LayerNorm(dim), mlp]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`x`: (B, N, dim); `mask`: (B, N), bool, true where there is a token; returns (B, N, dim)."""
         for norm, layer in self.layers:
-            x = layer(norm(x)) + x
+            h = norm(x)
+            x = (layer(h, mask) if isinstance(layer, Attention) else layer(h)) + x
         return x
 
 
@@ -72,8 +92,18 @@ class TransformerWrapper(nn.Module):
         self.to_logits = nn.Linear(dim, num_tokens)
         nn.init.normal_(self.token_emb.weight, std=0.02)
 
-    def forward(self, x: Tensor, return_embeddings: bool = False) -> Tensor:
-        """`x`: (B, N) token numbers; returns (B, N, dim) or (B, N, num_tokens)."""
-        x = self.emb_dropout(self.token_emb(x) + self.pos_emb(x))
-        x = self.norm(self.attn_layers(x))
-        return x if return_embeddings else self.to_logits(x)
+    def forward(
+        self,
+        x: Tensor,
+        return_embeddings: bool = False,
+        mask: Tensor | None = None,
+        embedding_manager: EmbeddingManager | None = None,
+    ) -> Tensor:
+        """`x`: (B, N) token numbers; returns (B, N, dim) or (B, N, num_tokens).
+
+        `mask`: (B, N), bool, true where there is a token. An `embedding_manager` gets the tokens and their vectors, and
+        returns the vectors to go on with.
+        """
+        x = self.emb_dropout(embed(x, self.token_emb, embedding_manager) + self.pos_emb(x))
+        h = self.norm(self.attn_layers(x, mask))
+        return h if return_embeddings else self.to_logits(h)

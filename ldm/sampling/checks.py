@@ -125,6 +125,7 @@ def warn_idle(
     ones = all(s == 1 for s in [*scales, *([] if imageless else image_scales)])
     speechless = unguided and imageless  # `image_conditioning` alone is something to lead away from
     why_quiet, why_unguided = "no noise is added at eta = 0", "there is no unconditional_conditioning"
+    why_imageless = "there is no image_conditioning"
     thresholded = request.dynamic_threshold is not None
     limited, top = thresholded or options.clip_x0 or request.quantize_x0, given.get("dynamic_threshold_max", inf)
     for name, idle, why in (
@@ -136,7 +137,7 @@ def warn_idle(
         ("corrector_kwargs", request.corrector_kwargs and request.score_corrector is None, "there is no corrector"),
         ("unconditional_guidance_scale", request.unconditional_guidance_scale != 1 and speechless, why_unguided),
         ("ucg_schedule", request.ucg_schedule is not None and speechless, why_unguided),
-        ("image_guidance_scale", given.get("image_guidance_scale", 1) != 1 and imageless, "no image_conditioning"),
+        ("image_guidance_scale", given.get("image_guidance_scale", 1) != 1 and imageless, why_imageless),
         ("image_guidance_scale", options.image_guidance_scale != 1 and unguided and not imageless, why_unguided),
         ("strength", "strength" in given and options.init is None, "there is no init"),
         ("dynamic_threshold_max", top < inf and not thresholded, "there is no dynamic_threshold"),

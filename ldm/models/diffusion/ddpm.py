@@ -11,41 +11,71 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.models.diffusion.latent import LatentDiffusion
+from ldm.models.diffusion.base import DDPM
+from ldm.models.diffusion.latent import LatentDiffusion, split_begin
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.util import instantiate_from_config
 
 __all__ = [
+    "DDPM",
     "DiffusionWrapper",
     "LatentDepth2ImageDiffusion",
     "LatentDiffusion",
     "LatentFinetuneDiffusion",
     "LatentInpaintDiffusion",
     "LatentUpscaleDiffusion",
+    "disabled_train",
+    "uniform_on_device",
 ]
+
+_FIRST_LAYER = (  # of the network and of its average: it takes the picture's channels beside the latents'
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "model_ema.diffusion_modelinput_blocks00weight",
+)
+
+
+def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:
+    """To be put in place of a module's `train`, so that its mode stays as it is."""
+    return self
+
+
+def uniform_on_device(r1: float, r2: float, shape: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """Numbers drawn evenly from r2 (included) to r1."""
+    return (r1 - r2) * torch.rand(*shape, device=device) + r2
 
 
 class LatentFinetuneDiffusion(LatentDiffusion):
     """A LatentDiffusion whose network has more input channels, for what `concat_keys` name in a batch.
 
-    `finetune_keys`, `keep_finetune_dims` and the `c_concat_log_*` belong to the original's training: accepted and left
-    alone. All other parameters are LatentDiffusion's.
+    `finetune_keys` are those weights that a training which begins from a model without that picture (`ckpt_path`)
+    takes the first input channels of, and zeros for the others; `keep_finetune_dims`, how many the file's have, and
+    the `c_concat_log_*` are accepted and left alone. All other parameters are LatentDiffusion's.
     """
 
     def __init__(
         self,
         concat_keys: Sequence[str],
-        finetune_keys: Sequence[str] | None = None,
+        finetune_keys: Sequence[str] | None = _FIRST_LAYER,
         keep_finetune_dims: int = 4,
         c_concat_log_start: int | None = None,
         c_concat_log_end: int | None = None,
         **kwargs: Any,
     ) -> None:
+        begin, kwargs = split_begin(kwargs)
         super().__init__(**kwargs)
         _check_frozen(self)
-        self.concat_keys = tuple(concat_keys)
+        self.concat_keys, self.finetune_keys = tuple(concat_keys), tuple(finetune_keys or ())
+        self._begin(**begin)
+
+    @property
+    def conditioning_is_trained(self) -> bool:
+        """Never: it is encoded before a picture joins it."""
+        return False
+
+    def _input_to_log(self, batch: Mapping[str, Any], n: int) -> Sequence[Any]:
+        return self.get_input(batch, self.first_stage_key, bs=n, return_first_stage_outputs=True)
 
     def concat_conditioning(self, batch: Mapping[str, Any], size: Sequence[int], bs: int | None = None) -> Tensor:
         """What stands beside latents of `size` = (h, w): (B, C, h, w), of the entries that `concat_keys` name."""
@@ -147,6 +177,14 @@ class LatentUpscaleDiffusion(LatentDiffusion):
         _check_frozen(self)
         self.low_scale_model = instantiate_from_config(low_scale_config).eval().requires_grad_(False)
         self.low_scale_key, self.noise_level_key = low_scale_key, noise_level_key
+
+    @property
+    def conditioning_is_trained(self) -> bool:
+        """Never: it is encoded before the picture joins it."""
+        return False
+
+    def _input_to_log(self, batch: Mapping[str, Any], n: int) -> Sequence[Any]:
+        return self.get_input(batch, self.first_stage_key, bs=n, log_mode=True)[:5]
 
     def train(self, mode: bool = True) -> LatentUpscaleDiffusion:
         super().train(mode)

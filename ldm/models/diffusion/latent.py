@@ -2,122 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.models.autoencoder import VQModelInterface
-from ldm.models.diffusion.batches import Batches
-from ldm.models.diffusion.wrapper import DiffusionWrapper
-from ldm.modules.diffusionmodules.scheduled import ScheduledModule
+from ldm.models.diffusion.base import DDPM
+from ldm.models.diffusion.batches import LatentBatches
+from ldm.models.diffusion.image_log import ImageLog
+from ldm.models.diffusion.training import Losses
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.modules.ema import LitEma
-from ldm.sampling.model import PARAMETERIZATIONS
-from ldm.sampling.schedule import make_beta_schedule, q_sample
 from ldm.util import instantiate_from_config
 
-# What the original's configs say to its trainer: no meaning here, so accepted and left alone.
-_TRAINING_ONLY = frozenset("log_every_t monitor scheduler_config clip_denoised".split())
-# What would change its loss, by the value that changes nothing: any other is refused.
-_UNCHANGED = {
-    "num_timesteps_cond": (None, 1), "original_elbo_weight": (0,), "l_simple_weight": (1,), "learn_logvar": (False,),
-    "logvar_init": (0,), "use_positional_encodings": (False,), "v_posterior": (0,), "force_null_conditioning": (False,),
-    "ckpt_path": (None,), "ignore_keys": (None, []), "load_only_unet": (False,), "reset_ema": (False,),
-    "reset_num_ema_updates": (False,), "make_it_fit": (False,), "ucg_training": (None,),
-}  # fmt: skip
+_log = logging.getLogger(__name__)
+
+_BEGIN = ("ckpt_path", "ignore_keys", "load_only_unet", "reset_ema", "reset_num_ema_updates")
 _CAPTION_KEYS = ("caption", "txt")
-_ERRORS = {"l2": torch.square, "l1": torch.abs}
 
 
-class LatentDiffusion(Batches, ScheduledModule):
+class LatentDiffusion(LatentBatches, ImageLog, DDPM):
     """Diffusion over the latents of `first_stage_config`, conditioned on the output of `cond_stage_config`.
 
-    Parameters are the original's and their defaults too. `linear_start`, `linear_end`, `timesteps`, `beta_schedule`
-    (or `given_betas`, (T,)) fix the noise schedule; `parameterization` what the network predicts ("eps", "v", "x0");
-    `conditioning_key` how it is conditioned (None: "concat", or "crossattn" where `concat_mode` is false);
-    `scale_factor` brings the latents to about unit variance, and with `scale_by_std` it is measured in training and
-    kept in the checkpoint; `image_size` and `channels` are those of the latents; `cond_stage_forward` names the
-    conditioner's method to call, `encode` by default. `loss_type` is "l2" or "l1"; `min_snr_gamma` weighs the loss
-    (Hang et al. 2023; 5 is usual), None leaves it even in the network's own target.
+    Parameters are the original's, their order and defaults too; those that are not spelled out are DDPM's.
+    `conditioning_key` says how the network is conditioned (None: "concat", or "crossattn" where `concat_mode` is
+    false); `scale_factor` brings the latents to about unit variance, and with `scale_by_std` it is measured on the
+    first batch of a training and kept in the checkpoint; `cond_stage_forward` names the conditioner's method to call,
+    `encode` by default. `personalization_config` builds an `embedding_manager` (textual inversion).
+
+    While there is an `embedding_manager`, prompts are encoded with its words, and all else is frozen: a training moves
+    its vectors alone.
     """
 
     def __init__(
         self,
         first_stage_config: Mapping[str, Any],
         cond_stage_config: Mapping[str, Any] | str,
-        unet_config: Mapping[str, Any],
+        num_timesteps_cond: int | None = None,
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = False,
+        concat_mode: bool = True,
+        cond_stage_forward: str | None = None,
         conditioning_key: str | None = None,
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
-        *,
-        concat_mode: bool = True,
-        timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        linear_start: float = 1e-4,
-        linear_end: float = 2e-2,
-        cosine_s: float = 8e-3,
-        given_betas: Sequence[float] | None = None,
-        parameterization: str = "eps",
-        first_stage_key: str = "image",
-        image_size: int | Sequence[int] = 256,
-        channels: int = 3,
-        use_ema: bool = True,
-        cond_stage_forward: str | None = None,
-        loss_type: str = "l2",
-        min_snr_gamma: float | None = None,
-        **training_only: Any,
-    ):
-        super().__init__()
-        _check_training(training_only, loss_type)
-        if parameterization not in PARAMETERIZATIONS:
-            choices = ", ".join(PARAMETERIZATIONS)
-            raise ValueError(f"parameterization={parameterization!r} is unknown; choose one of {choices}")
+        *args: Any,
+        personalization_config: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        begin, kwargs = split_begin(kwargs)
         if cond_stage_config == "__is_unconditional__":  # the original's rules
             conditioning_key = None
         elif conditioning_key is None:
             conditioning_key = "concat" if concat_mode else "crossattn"
-        self.parameterization, self.min_snr_gamma, self.loss_type = parameterization, min_snr_gamma, loss_type
-        self.first_stage_key, self.cond_stage_key = first_stage_key, cond_stage_key
-        self.image_size, self.channels = image_size, channels
-        self.cond_stage_forward = cond_stage_forward
-        self._register_schedule(
-            given_betas
-            if given_betas is not None
-            else make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        )
-        self.model = DiffusionWrapper(unet_config, conditioning_key)
-        self.model_ema = LitEma(self.model) if use_ema else None
-        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
-        self.cond_stage_trainable = cond_stage_trainable
-        if cond_stage_config == "__is_first_stage__":  # not as a submodule: checkpoints hold its weights once
+        super().__init__(*args, conditioning_key=conditioning_key, num_timesteps_cond=num_timesteps_cond, **kwargs)
+        self.cond_stage_key, self.cond_stage_forward = cond_stage_key, cond_stage_forward
+        self.cond_stage_trainable, self.concat_mode, self.clip_denoised = cond_stage_trainable, concat_mode, False
+        self.embedding_manager = None
+        self.instantiate_first_stage(first_stage_config)
+        self.instantiate_cond_stage(cond_stage_config)
+        self._keep_scale_factor(scale_factor, scale_by_std)
+        self._begin(**begin)
+        if personalization_config is not None:  # last: new words begin as words that the text encoder knows
+            self.embedding_manager = self.instantiate_embedding_manager(personalization_config, self.cond_stage_model)
+
+    def instantiate_first_stage(self, config: Mapping[str, Any]) -> None:
+        self.first_stage_model = instantiate_from_config(config).eval().requires_grad_(False)
+
+    def instantiate_cond_stage(self, config: Mapping[str, Any] | str) -> None:
+        if config == "__is_first_stage__":  # not as a submodule: checkpoints hold its weights once
             object.__setattr__(self, "cond_stage_model", self.first_stage_model)
         else:
-            self.cond_stage_model = instantiate_from_config(cond_stage_config)
-        if self.cond_stage_model is not None and not cond_stage_trainable:
+            self.cond_stage_model = instantiate_from_config(config)
+        if self.cond_stage_model is not None and not self.cond_stage_trainable:
             self.cond_stage_model.eval().requires_grad_(False)
-        if isinstance(scale_factor, bool) or not isinstance(scale_factor, int | float) or not scale_factor > 0:
-            raise ValueError(f"scale_factor={scale_factor!r}: give a number above 0 (Stable Diffusion's is 0.18215)")
-        if scale_by_std:
-            self._register_float32("scale_factor", scale_factor)
-        else:
-            self.scale_factor = scale_factor
+
+    def instantiate_embedding_manager(self, config: Mapping[str, Any], embedder: nn.Module) -> nn.Module:
+        return instantiate_from_config({**config, "params": {**(config.get("params") or {}), "embedder": embedder}})
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        report = super().load_state_dict(state_dict, *args, **kwargs)
+        if hasattr(self.embedding_manager, "begin_again"):
+            self.embedding_manager.begin_again(self.cond_stage_model)
+        return report
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "embedding_manager" and value is not None:
+            for part in filter(None, (self.model, self.cond_stage_model)):
+                part.requires_grad_(False)
+            self.train(self.training)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
         """What is frozen stays in eval(), whatever the mode."""
         super().train(mode)
         self.first_stage_model.eval()
-        if self.cond_stage_model is not None and not self.cond_stage_trainable:
+        if self.cond_stage_model is not None and (not self.cond_stage_trainable or self.embedding_manager is not None):
             self.cond_stage_model.eval()
+        if self.embedding_manager is not None:
+            self.model.eval()
         return self
 
-    @property
-    def device(self) -> torch.device:
-        return self.betas.device
+    # --------------------------------------------------------------------------------------------- the latents' scale
+
+    def _keep_scale_factor(self, factor: float, measured: bool) -> None:
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not factor > 0:
+            raise ValueError(f"scale_factor={factor!r}: give a number above 0 (Stable Diffusion's is 0.18215)")
+        self.scale_by_std = measured
+        self._scale_is_known = not measured
+        if measured:
+            self._register_float32("scale_factor", factor)
+        else:
+            self.scale_factor = factor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._scale_is_known |= prefix + "scale_factor" in state_dict
+
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int = 0, dataloader_idx: int = 0) -> None:
+        """With `scale_by_std`, where no checkpoint told it: the scale factor from the first batch's latents."""
+        super().on_train_batch_start(batch, batch_idx, dataloader_idx)
+        if self._scale_is_known:
+            return
+        z = self.get_first_stage_encoding(self.encode_first_stage(self.pictures(batch, self.first_stage_key)))
+        factor = self.scale_factor / z.std()
+        if not factor.isfinite():
+            raise ValueError(f"the latents of the first batch have no spread to measure: their std is {z.std():.3g}")
+        self.scale_factor.copy_(factor)
+        self._scale_is_known = True
+        _log.info("scale_factor, measured on the first batch: %.5f", factor.item())
 
     # ------------------------------------------------------------------------------------------ pictures and captions
 
@@ -163,7 +179,8 @@ class LatentDiffusion(Batches, ScheduledModule):
             encode = getattr(self.cond_stage_model, self.cond_stage_forward)
         else:
             encode = getattr(self.cond_stage_model, "encode", self.cond_stage_model)
-        encoded = encode(c)
+        words = {} if self.embedding_manager is None else {"embedding_manager": self.embedding_manager}
+        encoded = encode(c, **words)
         return encoded.mode() if isinstance(encoded, DiagonalGaussianDistribution) else encoded
 
     @torch.no_grad()
@@ -184,71 +201,42 @@ class LatentDiffusion(Batches, ScheduledModule):
             return [_repeat(each, batch_size) for each in c]
         return _repeat(c, batch_size)
 
-    # ------------------------------------------------------------------------------------------------------ diffusion
+    # ------------------------------------------------------------------------------------------------------- training
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """The network's output for latents (B, C, H, W) at timesteps t (B,); `cond`: a tensor, a list, or a dict of
-        lists under `c_concat` and `c_crossattn`."""
-        if not isinstance(cond, Mapping):
-            name = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
-            cond = {} if cond is None else {name: cond if isinstance(cond, (list, tuple)) else [cond]}
-        return self.model(x_noisy, t, **cond)
+    @property
+    def conditioning_is_trained(self) -> bool:
+        """Whether `forward` encodes the conditioning, with gradients, instead of `get_input`."""
+        return self.cond_stage_trainable or self.embedding_manager is not None
 
-    def p_losses(
-        self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss at timesteps t, and what to log: the mean error in what the network predicts."""
-        noise = torch.randn_like(x_start) if noise is None else noise
-        alpha_bar = self._alpha_bar(t, x_start)
-        target = {
-            "eps": noise,
-            "x0": x_start,
-            "v": alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x_start,
-        }[self.parameterization]
-        output = self.apply_model(q_sample(x_start, alpha_bar, noise), t, cond)
-        error = _ERRORS[self.loss_type](output.float() - target).flatten(1).mean(1)
-        loss = (error * self._loss_weight(alpha_bar.flatten())).mean()
-        prefix = "train" if self.training else "val"
-        return loss, {f"{prefix}/loss_simple": error.mean().detach(), f"{prefix}/loss": loss.detach()}
+    def trained_parts(self) -> Iterator[nn.Module]:
+        if self.embedding_manager is not None:
+            yield self.embedding_manager
+            return
+        yield self.model
+        if self.cond_stage_trainable and self.cond_stage_model is not None:
+            yield self.cond_stage_model
 
-    def _loss_weight(self, alpha_bar: Tensor) -> Tensor:
-        """Hang et al. 2023: min(SNR, γ) in terms of x0, carried over to what the network predicts."""
-        if self.min_snr_gamma is None:
-            return torch.ones_like(alpha_bar)
-        snr = alpha_bar / (1 - alpha_bar)
-        return snr.clamp(max=self.min_snr_gamma) / {"eps": snr, "v": snr + 1, "x0": 1.0}[self.parameterization]
+    def shared_step(self, batch: Mapping[str, Any], **kwargs: Any) -> tuple[Tensor, Losses]:
+        x, c = self.get_input(batch, self.first_stage_key)
+        return self(x, c, **kwargs)
 
-    def forward(self, x: Tensor, c: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of latents x at random timesteps; c is encoded here if the conditioner is being trained."""
-        t = torch.randint(0, self.num_timesteps, (len(x),), device=x.device)
-        if self.cond_stage_trainable and c is not None:
+    def forward(self, x: Tensor, c: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Losses]:
+        """The loss of latents x at random timesteps; c is encoded here if that is being trained."""
+        t = self._timesteps_of(x)
+        if self.conditioning_is_trained and c is not None:
             c = self.get_learned_conditioning(c)
         return self.p_losses(x, c, t, *args, **kwargs)
 
-    @contextmanager
-    def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """Inside, the denoiser has its averaged weights; without an average nothing changes."""
-        if self.model_ema is None:
-            yield
-            return
-        self.model_ema.store(self.model.parameters())
-        self.model_ema.copy_to(self.model)
-        try:
-            yield
-        finally:
-            self.model_ema.restore(self.model.parameters())
+    def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Losses]:
+        """DDPM's, under the conditioning `cond` (see `apply_model`)."""
+        return self._losses(x_start, cond, t, noise)
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:
     return x.expand(times, *x.shape[1:])
 
 
-def _check_training(given: Mapping[str, Any], loss_type: str) -> None:
-    """What a config says for a training: nothing that would be done otherwise here goes unsaid."""
-    if unknown := sorted(set(given) - _TRAINING_ONLY - set(_UNCHANGED)):
-        raise TypeError(f"LatentDiffusion has no parameter {', '.join(unknown)}; check the config's model.params")
-    for name, value in given.items():
-        if name in _UNCHANGED and value not in _UNCHANGED[name]:
-            raise ValueError(f"{name}={value!r} is not supported here; leave it out, or at {_UNCHANGED[name][-1]!r}")
-    if loss_type not in _ERRORS:
-        raise ValueError(f"loss_type={loss_type!r} is unknown; choose one of {', '.join(_ERRORS)}")
+def split_begin(parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A constructor's parameters: those that load a file once all else is there (`DDPM._begin`), and the others."""
+    begin = {name: value for name, value in parameters.items() if name in _BEGIN}
+    return begin, {name: value for name, value in parameters.items() if name not in _BEGIN}

@@ -10,7 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.attention import SpatialTransformer, multi_head_attention
+from ldm.modules.attention import SpatialTransformer, attend
 from ldm.modules.diffusionmodules.util import avg_pool_nd, checkpoint, conv_nd, linear, normalization, zero_module
 
 
@@ -42,6 +42,17 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+
+
+class TransposedUpsample(nn.Module):
+    """Twice the size, and `ks` − 2 more, by a learnt kernel without padding."""
+
+    def __init__(self, channels: int, out_channels: int | None = None, ks: int = 5) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(channels, out_channels or channels, kernel_size=ks, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x)
 
 
 class Downsample(nn.Module):
@@ -81,11 +92,14 @@ class ResBlock(TimestepBlock):
     ) -> None:
         super().__init__()
         out = out_channels or channels
+        self.channels, self.out_channels, self.updown = channels, out, up or down
         self.use_checkpoint = use_checkpoint
         self.use_scale_shift_norm = use_scale_shift_norm
         conv = partial(conv_nd, dims, kernel_size=3, padding=1)
         self.in_layers = nn.Sequential(normalization(channels), nn.SiLU(), conv(channels, out))
-        self.resample = Upsample(channels, False, dims) if up else Downsample(channels, False, dims) if down else None
+        # One for each branch, under CompVis' names, by which repositories with a `_forward` of their own call them.
+        kind = Upsample if up else Downsample if down else nn.Identity
+        self.h_upd, self.x_upd = kind(channels, False, dims), kind(channels, False, dims)
         self.emb_layers = nn.Sequential(nn.SiLU(), linear(emb_channels, 2 * out if use_scale_shift_norm else out))
         self.out_layers = nn.Sequential(
             normalization(out), nn.SiLU(), nn.Dropout(p=dropout), zero_module(conv(out, out))
@@ -100,10 +114,8 @@ class ResBlock(TimestepBlock):
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, act, conv = self.in_layers
-        h = act(norm(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = conv(h)
+        h = conv(self.h_upd(act(norm(x))))
+        x = self.x_upd(x)
         emb = self.emb_layers(emb)
         emb = emb.reshape(*emb.shape, *[1] * (h.ndim - 2))
         norm, *rest = self.out_layers
@@ -117,11 +129,33 @@ class ResBlock(TimestepBlock):
         return self.skip_connection(x) + h
 
 
+class QKVAttention(nn.Module):
+    """Attention of `qkv`, (B, 3·heads·d, N), whose channels are all of q, then k, then v; returns (B, heads·d, N)."""
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        return self._attend(*qkv.unflatten(1, (3, self.n_heads, -1)).unbind(1))
+
+    def _attend(self, *qkv: Tensor) -> Tensor:
+        """Each (B, heads, d, N). Copied, for torch has no fast kernel where a vector is not in one piece."""
+        return attend(*(x.transpose(2, 3).contiguous() for x in qkv)).transpose(2, 3).flatten(1, 2)
+
+
+class QKVAttentionLegacy(QKVAttention):
+    """The same of channels that are ordered head by head: q, k, v of head 0, then of head 1, …"""
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        return self._attend(*qkv.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over all positions of a feature map of any rank, added to the input.
 
-    The channels of `qkv` are ordered head by head (q, k, v of head 0, then of head 1, …);
-    `use_new_attention_order` puts all of q first, then k, then v.
+    The channels of `qkv` are ordered as `QKVAttentionLegacy` takes them, or with `use_new_attention_order` as
+    `QKVAttention` does.
     """
 
     def __init__(
@@ -139,23 +173,18 @@ class AttentionBlock(nn.Module):
                 f"{channels} channels do not split into num_heads={num_heads}, num_head_channels={num_head_channels};"
                 " choose a number that divides the channels of every level with attention"
             )
-        self.use_checkpoint = use_checkpoint
-        self.use_new_attention_order = use_new_attention_order
+        self.channels, self.use_checkpoint = channels, use_checkpoint
         self.norm = normalization(channels)
         self.qkv = conv_nd(1, channels, channels * 3, 1)
+        self.attention = (QKVAttention if use_new_attention_order else QKVAttentionLegacy)(self.num_heads)
         self.proj_out = zero_module(conv_nd(1, channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(self._forward, (x,), None, self.use_checkpoint)
 
     def _forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x).flatten(2)).transpose(1, 2)
-        if self.use_new_attention_order:
-            q, k, v = qkv.chunk(3, dim=-1)
-        else:
-            q, k, v = (part.flatten(2) for part in qkv.unflatten(-1, (self.num_heads, -1)).chunk(3, dim=-1))
-        h = multi_head_attention(q, k, v, self.num_heads)
-        return x + self.proj_out(h.transpose(1, 2)).unflatten(2, x.shape[2:])
+        h = self.attention(self.qkv(self.norm(x).flatten(2)))
+        return x + self.proj_out(h).unflatten(2, x.shape[2:])
 
 
 def as_labels(y: Tensor, embedding: nn.Module) -> Tensor:
@@ -175,3 +204,13 @@ def as_labels(y: Tensor, embedding: nn.Module) -> Tensor:
     if y.ndim != 2 or y.shape[1] != first.in_features:
         raise ValueError(f"y has shape {tuple(y.shape)}; this network takes (B, {first.in_features})")
     return y.to(first.weight.dtype)
+
+
+def convert_module_to_f16(module: nn.Module) -> None:
+    """To half precision, in place; for `nn.Module.apply`. (The original's does nothing.)"""
+    module.half()
+
+
+def convert_module_to_f32(module: nn.Module) -> None:
+    """And back."""
+    module.float()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.attention import attend
+from ldm.modules.attention import LinearAttention, SpatialSelfAttention
 from ldm.modules.diffusionmodules.util import Normalize
 
 
@@ -39,16 +39,24 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two normed convolutions, added to the input; a 1×1 convolution where the channels change.
+    """Two normed convolutions, added to the input; where the channels change, that goes through a convolution of 1×1,
+    or of 3×3 with `conv_shortcut`.
 
-    With `temb_channels`, an embedding of the timestep, (B, temb_channels), is projected and added between the two.
+    With `temb_channels`, an embedding of the timestep, (B, temb_channels), is projected and added between the two; 0
+    is for none.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int | None = None, dropout: float = 0.0, temb_channels: int = 0
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        temb_channels: int = 512,
+        conv_shortcut: bool = False,
     ) -> None:
         super().__init__()
         out = out_channels or in_channels
+        self.in_channels, self.out_channels, self.use_conv_shortcut = in_channels, out, conv_shortcut
         self.norm1 = Normalize(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out, 3, padding=1)
         if temb_channels:
@@ -56,52 +64,39 @@ class ResnetBlock(nn.Module):
         self.norm2 = Normalize(out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        if out != in_channels:
+        if out != in_channels and conv_shortcut:
+            self.conv_shortcut = nn.Conv2d(in_channels, out, 3, padding=1)
+        elif out != in_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out, 1)
-        self.changes_channels = out != in_channels
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         if temb is not None:
             h = h + self.temb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return (self.nin_shortcut(x) if self.changes_channels else x) + h
+        if self.in_channels != self.out_channels:
+            x = self.conv_shortcut(x) if self.use_conv_shortcut else self.nin_shortcut(x)
+        return x + h
 
 
-class AttnBlock(nn.Module):
-    """Single-head self-attention over the pixels, added to the input."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.norm = Normalize(in_channels)
-        self.q = nn.Conv2d(in_channels, in_channels, 1)
-        self.k = nn.Conv2d(in_channels, in_channels, 1)
-        self.v = nn.Conv2d(in_channels, in_channels, 1)
-        self.proj_out = nn.Conv2d(in_channels, in_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (proj(h).flatten(2).transpose(1, 2)[:, None] for proj in (self.q, self.k, self.v))
-        h = attend(q, k, v)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
-        return x + self.proj_out(h)
+class AttnBlock(SpatialSelfAttention):
+    """`SpatialSelfAttention` by the name that it has in the autoencoders."""
 
 
-class LinAttnBlock(nn.Module):
-    """Single-head attention without the matrix of all pairs (Katharopoulos et al. 2020), not added to the input.
+class MemoryEfficientAttnBlock(AttnBlock):
+    """`AttnBlock` by the name that it has in Stable Diffusion 2 with xformers."""
 
-    softmax(k) vᵀ, over the pixels, is one small matrix for all queries: the cost grows with the pixels, not their
-    square.
-    """
+
+class LinAttnBlock(LinearAttention):
+    """`LinearAttention` of a single head as wide as its input."""
 
     def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.to_qkv = nn.Conv2d(in_channels, 3 * in_channels, 1, bias=False)
-        self.to_out = nn.Conv2d(in_channels, in_channels, 1)
+        super().__init__(dim=in_channels, heads=1, dim_head=in_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.to_qkv(x).flatten(2).chunk(3, dim=1)  # (B, C, pixels)
-        summary = k.softmax(-1) @ v.transpose(1, 2)
-        return self.to_out((summary.transpose(1, 2) @ q).unflatten(2, x.shape[2:]))
+
+def nonlinearity(x: Tensor) -> Tensor:
+    """x · sigmoid(x), which all of these layers use."""
+    return F.silu(x)
 
 
 def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:

@@ -18,11 +18,13 @@ from ldm.modules.diffusionmodules.layers import (
     AttnBlock,
     Downsample,
     LinAttnBlock,
+    MemoryEfficientAttnBlock,
     ResnetBlock,
     Upsample,
     level,
     make_attn,
     middle,
+    nonlinearity,
     run_block,
     run_middle,
 )
@@ -34,12 +36,14 @@ __all__ = [
     "Downsample",
     "Encoder",
     "LinAttnBlock",
+    "MemoryEfficientAttnBlock",
     "Model",
     "Normalize",
     "ResnetBlock",
     "Upsample",
     "get_timestep_embedding",
     "make_attn",
+    "nonlinearity",
 ]
 
 
@@ -48,7 +52,8 @@ class Encoder(nn.Module):
 
     `ch_mult` has one entry per resolution, so the size falls by f = 2**(len(ch_mult) − 1); attention stands where the
     resolution, counted down from `resolution`, is in `attn_resolutions`. `double_z` doubles the output for a mean and
-    a log-variance. `out_ch` is the decoder's: the original passes one set of options to both.
+    a log-variance. `use_linear_attn` is another way to say attn_type="linear". `out_ch` is the decoder's: the original
+    passes one set of options to both.
     """
 
     def __init__(
@@ -65,11 +70,14 @@ class Encoder(nn.Module):
         resolution: int,
         z_channels: int,
         double_z: bool = True,
+        use_linear_attn: bool = False,
         attn_type: str = "vanilla",
     ) -> None:
         super().__init__()
+        attn_type = "linear" if use_linear_attn else attn_type
         self.factor = 2 ** (len(ch_mult) - 1)
-        self.in_channels = in_channels
+        self.ch, self.in_channels, self.resolution = ch, in_channels, resolution
+        self.num_resolutions, self.num_res_blocks, self.temb_ch = len(ch_mult), num_res_blocks, 0
         self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         widths = [ch] + [ch * m for m in ch_mult]
@@ -122,12 +130,15 @@ class Decoder(nn.Module):
         double_z: bool = True,
         give_pre_end: bool = False,
         tanh_out: bool = False,
+        use_linear_attn: bool = False,
         attn_type: str = "vanilla",
     ) -> None:
         super().__init__()
+        attn_type = "linear" if use_linear_attn else attn_type
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
-        self.z_channels = z_channels
+        self.ch, self.z_channels, self.in_channels, self.resolution = ch, z_channels, in_channels, resolution
+        self.num_resolutions, self.num_res_blocks, self.temb_ch = len(ch_mult), num_res_blocks, 0
         widths = [ch * m for m in ch_mult]
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = middle(widths[-1], dropout, attn_type)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +13,57 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import (
     AttentionBlock,
     Downsample,
+    QKVAttention,
+    QKVAttentionLegacy,
     ResBlock,
     TimestepBlock,
     TimestepEmbedSequential,
+    TransposedUpsample,
     Upsample,
-    as_labels,
+    convert_module_to_f16,
+    convert_module_to_f32,
 )
-from ldm.modules.diffusionmodules.util import conv_nd, linear, normalization, timestep_embedding, zero_module
+from ldm.modules.diffusionmodules.classifier import AttentionPool2d, EncoderUNetModel
+from ldm.modules.diffusionmodules.half_unet import HalfUNet
+from ldm.modules.diffusionmodules.util import (
+    avg_pool_nd,
+    checkpoint,
+    conv_nd,
+    linear,
+    normalization,
+    timestep_embedding,
+    zero_module,
+)
+from ldm.util import exists
 
 __all__ = [
     "AttentionBlock",
+    "AttentionPool2d",
     "Downsample",
+    "EncoderUNetModel",
+    "QKVAttention",
+    "QKVAttentionLegacy",
     "ResBlock",
+    "SpatialTransformer",
     "TimestepBlock",
     "TimestepEmbedSequential",
+    "TransposedUpsample",
     "UNetModel",
     "Upsample",
+    "avg_pool_nd",
+    "checkpoint",
+    "conv_nd",
+    "convert_module_to_f16",
+    "convert_module_to_f32",
+    "exists",
+    "linear",
+    "normalization",
     "timestep_embedding",
+    "zero_module",
 ]
 
 
-class UNetModel(nn.Module):
+class UNetModel(HalfUNet):
     """Noisy latent, timestep and conditioning → the model's output (eps, v or x0, as it was trained).
 
     One level per entry of `channel_mult`, each half the size of the one before and `model_channels` times the entry
@@ -80,75 +111,43 @@ class UNetModel(nn.Module):
         use_linear_in_transformer: bool = False,
         adm_in_channels: int | None = None,
     ) -> None:
-        super().__init__()
-        levels = len(channel_mult)
-        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
-        self.model_channels, self.channel_mult, self.dims = model_channels, tuple(channel_mult), dims
-        self.num_res_blocks = _per_level(num_res_blocks, levels, "num_res_blocks")
-        self.attention_resolutions = tuple(attention_resolutions)
-        self.num_attention_blocks = num_attention_blocks and _per_level(
-            num_attention_blocks, levels, "num_attention_blocks"
+        width = _context_width(context_dim, use_spatial_transformer, dims)
+        transformer = {"depth": transformer_depth, "context_dim": width, "use_linear": use_linear_in_transformer}
+        super().__init__(
+            image_size,
+            in_channels,
+            model_channels,
+            out_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout=dropout,
+            channel_mult=channel_mult,
+            conv_resample=conv_resample,
+            dims=dims,
+            use_checkpoint=use_checkpoint,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            use_scale_shift_norm=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            use_new_attention_order=use_new_attention_order,
+            num_classes=num_classes,
+            adm_in_channels=adm_in_channels,
+            transformer=None if width is None else transformer,
+            disable_self_attentions=disable_self_attentions,
+            num_attention_blocks=num_attention_blocks,
+            disable_middle_self_attn=disable_middle_self_attn,
         )
-        self.disable_self_attentions = _per_level(disable_self_attentions or False, levels, "disable_self_attentions")
-        self.num_classes, self.context_dim = num_classes, _context_width(context_dim, use_spatial_transformer, dims)
-        self.conv_resample, self.resblock_updown = conv_resample, resblock_updown
-        self.num_heads, self.num_head_channels = num_heads, num_head_channels
-        self.use_new_attention_order, self.use_checkpoint = use_new_attention_order, use_checkpoint
+        self.context_dim, self.num_heads_upsample = width, num_heads_upsample
         self.transformer_depth, self.use_linear_in_transformer = transformer_depth, use_linear_in_transformer
-        emb_channels = 4 * model_channels
-        self._res_options = {  # what all residual blocks share
-            "emb_channels": emb_channels,
-            "dropout": dropout,
-            "use_scale_shift_norm": use_scale_shift_norm,
-            "dims": dims,
-            "use_checkpoint": use_checkpoint,
-        }
-
-        self.time_embed = nn.Sequential(
-            linear(model_channels, emb_channels), nn.SiLU(), linear(emb_channels, emb_channels)
-        )
-        if num_classes is not None:
-            self.label_emb = _label_embedding(num_classes, adm_in_channels, emb_channels)
-        first = conv_nd(dims, in_channels, model_channels, 3, padding=1)
-        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
-        skips = self._build_encoder()
-        ch = skips[-1]
-        self.middle_block = TimestepEmbedSequential(
-            self._resblock(ch), self._attention(ch, num_heads, disable_middle_self_attn), self._resblock(ch)
-        )
         self.output_blocks = nn.ModuleList()
         decoder_heads = num_heads if num_heads_upsample == -1 or use_spatial_transformer else num_heads_upsample
-        ch = self._build_decoder(skips, decoder_heads)
+        ch = self._build_decoder(list(self._widths), decoder_heads)
         self.out = nn.Sequential(
             normalization(ch), nn.SiLU(), zero_module(conv_nd(dims, ch, out_channels, 3, padding=1))
         )
         if n_embed is not None:  # predicts codebook entries instead of a latent
             self.id_predictor = nn.Sequential(normalization(ch), conv_nd(dims, ch, n_embed, 1))
         self.predict_codebook_ids = n_embed is not None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network computes in outside autocast."""
-        return self.time_embed[0].weight.dtype
-
-    def _build_encoder(self) -> list[int]:
-        """Append the levels to `input_blocks`; returns the width of every block's output, for the decoder."""
-        ch = self.model_channels
-        skips = [ch]
-        for level, blocks in enumerate(self.num_res_blocks):
-            for i in range(blocks):
-                layers = self._stage(ch, level, i, self.num_heads)
-                ch = self._width(level)
-                self.input_blocks.append(TimestepEmbedSequential(*layers))
-                skips.append(ch)
-            if level < len(self.channel_mult) - 1:
-                if self.resblock_updown:
-                    down = self._resblock(ch, down=True)
-                else:
-                    down = Downsample(ch, self.conv_resample, self.dims)
-                self.input_blocks.append(TimestepEmbedSequential(down))
-                skips.append(ch)
-        return skips
 
     def _build_decoder(self, skips: list[int], num_heads: int) -> int:
         """Append the levels to `output_blocks`, deepest first; returns the width of the last."""
@@ -165,51 +164,22 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(TimestepEmbedSequential(*layers))
         return ch
 
-    def _width(self, level: int) -> int:
-        return self.channel_mult[level] * self.model_channels
-
-    def _stage(self, in_channels: int, level: int, i: int, num_heads: int) -> list[nn.Module]:
-        """The level's residual block number i and, where wanted, its attention."""
-        width = self._width(level)
-        layers = [self._resblock(in_channels, out_channels=width)]
-        wanted = self.num_attention_blocks is None or i < self.num_attention_blocks[level]
-        if 2**level in self.attention_resolutions and wanted:
-            layers.append(self._attention(width, num_heads, self.disable_self_attentions[level]))
-        return layers
-
-    def _resblock(self, channels: int, **options) -> ResBlock:
-        return ResBlock(channels, **self._res_options, **options)
-
-    def _attention(self, channels: int, num_heads: int, disable_self_attn: bool) -> nn.Module:
-        heads = num_heads if self.num_head_channels == -1 else channels // self.num_head_channels
-        if heads < 1 or channels % heads or self.num_head_channels not in (-1, channels // heads):
-            raise ValueError(
-                f"{channels} channels do not split into num_heads={num_heads}, num_head_channels="
-                f"{self.num_head_channels}; set one of them, to a number that divides every level's channels"
-            )
-        if self.context_dim is None:
-            return AttentionBlock(channels, heads, -1, self.use_checkpoint, self.use_new_attention_order)
-        return SpatialTransformer(
-            channels,
-            heads,
-            channels // heads,
-            depth=self.transformer_depth,
-            context_dim=self.context_dim,
-            disable_self_attn=disable_self_attn,
-            use_linear=self.use_linear_in_transformer,
-            use_checkpoint=self.use_checkpoint,
-        )
-
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        **ignored: Any,
+    ) -> Tensor:
         """`x`: (B, in_channels, H, W); `timesteps`: (B,) or (1,); `context`: (B, M, context_dim); `y`: (B, …).
 
         H and W must halve evenly once per level but the last. Computes in the weights' dtype and returns
-        (B, out_channels, H, W) in `x`'s, so that a sampler's float32 latents stay float32.
+        (B, out_channels, H, W) in `x`'s, so that a sampler's float32 latents stay float32. Other keywords, which the
+        original swallowed, get a warning.
         """
-        self._check(x, timesteps, context, y)
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.dtype))
-        if y is not None:
-            emb = emb + self.label_emb(as_labels(y, self.label_emb).to(emb.device))
+        self._check(x, timesteps, context, y, ignored)
+        emb = self._embed(timesteps, y)
         if context is not None:
             context = context.to(self.dtype)
         h = x.to(self.dtype)
@@ -223,23 +193,13 @@ class UNetModel(nn.Module):
         head = self.id_predictor if self.predict_codebook_ids else self.out
         return head(h).to(x.dtype)
 
-    def _check(self, x: Tensor, timesteps: Tensor, context: Tensor | None, y: Tensor | None) -> None:
-        """Say in the caller's terms what torch would say about some inner layer's shapes."""
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; this network takes (batch, {self.in_channels}, …) with {self.dims}"
-                " spatial axes (in_channels counts what is concatenated to the latent)"
-            )
-        factor = 2 ** (len(self.channel_mult) - 1)
-        size = tuple(x.shape[-2:] if self.dims > 1 else x.shape[-1:])  # 3-D data is never down-sampled in depth
-        if any(n % factor for n in size):
-            raise ValueError(
-                f"size {size} does not halve evenly {len(self.channel_mult) - 1} times; choose a latent height and"
-                f" width divisible by {factor}"
-            )
+    def _check(
+        self, x: Tensor, timesteps: Tensor | None, context: Tensor | None, y: Tensor | None, ignored: Mapping[str, Any]
+    ) -> None:
+        self._check_input(x, timesteps)
         batch = x.shape[0]
-        if timesteps.shape not in ((batch,), (1,)):
-            raise ValueError(f"timesteps has shape {tuple(timesteps.shape)}; give one per sample, shape ({batch},)")
+        if ignored:
+            warnings.warn(f"{', '.join(ignored)}: without effect, a U-Net takes x, timesteps, context, y", stacklevel=3)
         if self.context_dim is None and context is not None:
             warnings.warn("context has no effect: this network has no cross-attention (context_dim)", stacklevel=3)
         if self.context_dim is not None:
@@ -262,14 +222,6 @@ def _check_context(context: Tensor | None, batch: int, width: int) -> None:
         )
 
 
-def _per_level(value, levels: int, name: str) -> list:
-    """One value per level; a single one counts for all."""
-    values = [value] * levels if isinstance(value, (int, bool)) else list(value)
-    if len(values) != levels:
-        raise ValueError(f"{name}={values} has {len(values)} entries for {levels} levels (channel_mult); give {levels}")
-    return values
-
-
 def _context_width(context_dim: int | Sequence[int] | None, use_spatial_transformer: bool, dims: int) -> int | None:
     """The context's width; a list, as some configs write it, repeats it for each block of a transformer."""
     if use_spatial_transformer != (context_dim is not None):
@@ -284,16 +236,3 @@ def _context_width(context_dim: int | Sequence[int] | None, use_spatial_transfor
     if len(set(context_dim)) != 1:
         raise ValueError(f"context_dim={list(context_dim)}: all blocks see the same context; give one width")
     return context_dim[0]
-
-
-def _label_embedding(num_classes: int | str, adm_in_channels: int | None, emb_channels: int) -> nn.Module:
-    if isinstance(num_classes, int):
-        return nn.Embedding(num_classes, emb_channels)
-    if num_classes == "continuous":
-        return linear(1, emb_channels)
-    if num_classes != "sequential":
-        raise ValueError(f"num_classes={num_classes!r}: choose a number, 'continuous', 'sequential' or None")
-    if adm_in_channels is None:
-        raise ValueError("num_classes='sequential' needs adm_in_channels, the length of the vector y")
-    mlp = nn.Sequential(linear(adm_in_channels, emb_channels), nn.SiLU(), linear(emb_channels, emb_channels))
-    return nn.Sequential(mlp)

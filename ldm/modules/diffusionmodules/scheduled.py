@@ -32,9 +32,9 @@ class ScheduledModule(nn.Module):
         for name, values in buffers.items():
             self._register_float32(name, values)
 
-    def _register_float32(self, name: str, values: Any) -> None:
-        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float32)))
-        self._in_float32 += (name,)
+    def _register_float32(self, name: str, values: Any, persistent: bool = True) -> None:
+        self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.float32)), persistent=persistent)
+        self._in_float32 = tuple(dict.fromkeys((*self._in_float32, name)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScheduledModule:
         """Moves and casts the networks; the schedule is only moved."""
@@ -60,4 +60,9 @@ class ScheduledModule(nn.Module):
         return q_sample(x_start, self._alpha_bar(t, x_start), noise)
 
     def _alpha_bar(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.alphas_cumprod[t].reshape(-1, *[1] * (x.ndim - 1))
+        return at(self.alphas_cumprod, t, x)
+
+
+def at(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
+    """`values` (T,) at timesteps t (B,), shaped to be multiplied with x (B, …)."""
+    return values[t].reshape(-1, *[1] * (x.ndim - 1))

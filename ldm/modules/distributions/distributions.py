@@ -1,4 +1,4 @@
-"""The diagonal Gaussian that the KL autoencoder's encoder returns."""
+"""What an autoencoder's encoder may return: a diagonal Gaussian, or a single point."""
 
 from __future__ import annotations
 
@@ -8,7 +8,30 @@ import torch
 from torch import Tensor
 
 
-class DiagonalGaussianDistribution:
+class AbstractDistribution:
+    """Something that can be drawn from, and has a likeliest value."""
+
+    def sample(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no sample()")
+
+    def mode(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no mode()")
+
+
+class DiracDistribution(AbstractDistribution):
+    """Always `value`."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+    def sample(self) -> Tensor:
+        return self.value
+
+    def mode(self) -> Tensor:
+        return self.value
+
+
+class DiagonalGaussianDistribution(AbstractDistribution):
     """N(mean, exp(logvar)), independent in every entry.
 
     `parameters`: (B, 2C, …), means then log-variances; the latter are clamped to [−30, 20]. `deterministic` makes

@@ -35,12 +35,13 @@ class WordPieceTokenizer(Tokenizer):
     """
 
     vocabulary_size = 30522
+    special = frozenset(_MARKS.values())
 
     def __init__(self, max_length: int = 77) -> None:
         super().__init__(START, END, PAD, max_length)
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of `text`, all of them, without [CLS] and [SEP]."""
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a text without added words; see `encode`. None of them is put at its beginning or end."""
         ids: list[int] = []
         for part in _MARK.split(text):
             if part in _MARKS:
@@ -50,7 +51,7 @@ class WordPieceTokenizer(Tokenizer):
                     ids += _tokens(word) if len(word) <= _LONGEST_WORD else [UNKNOWN]
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode_text(self, ids: Iterable[int]) -> str:
         """The text that `ids` stand for, words parted by one space; marks but [UNK] are left out."""
         words = list(_vocabulary())
         kept = (int(i) for i in ids if i == UNKNOWN or i not in _MARKS.values())

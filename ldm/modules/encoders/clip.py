@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,104 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.encoders.clip_tokenizer import END
-
-
-class QuickGELU(nn.Module):
-    """x · sigmoid(1.702 x): the GELU that OpenAI trained CLIP with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-_ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The size of a text transformer. `hidden`: of the MLP; `embed_dim`: of the space shared with pictures."""
-
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    positions: int = 77
-    vocabulary: int = 49408
-    activation: str = "quick_gelu"
-    eps: float = 1e-5
-    embed_dim: int = 0
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} attention heads")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is not known; choose one of {', '.join(_ACTIVATIONS)}")
-
-
-_TRANSFORMERS_NAMES = {
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "hidden",
-    "max_position_embeddings": "positions",
-    "vocab_size": "vocabulary",
-    "hidden_act": "activation",
-    "layer_norm_eps": "eps",
-}
-_BASE = {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048}
-_LARGE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-_CLIP = {
-    "openai/clip-vit-large-patch14": _LARGE,
-    "openai/clip-vit-large-patch14-336": _LARGE,
-    "openai/clip-vit-base-patch32": _BASE,
-    "openai/clip-vit-base-patch16": _BASE,
-}
-_OPEN_CLIP_SIZES = ("width", "heads", "layers", "embed_dim")
-_OPEN_CLIP_NAMES = (*_OPEN_CLIP_SIZES, "context_length", "vocab_size", "mlp_ratio")
-_OPEN_CLIP = {  # in the order of _OPEN_CLIP_SIZES
-    "ViT-B-32": (512, 8, 12, 512),
-    "ViT-B-16": (512, 8, 12, 512),
-    "ViT-L-14": (768, 12, 12, 768),
-    "ViT-L-14-336": (768, 12, 12, 768),
-    "ViT-H-14": (1024, 16, 24, 1024),
-    "ViT-g-14": (1024, 16, 24, 1024),
-    "ViT-bigG-14": (1280, 20, 32, 1280),
-}
-
-
-def clip_config(version: str, text_config: Mapping[str, Any] | None = None) -> TextConfig:
-    """The size of OpenAI's `version`, overridden by `text_config` under transformers' names.
-
-    text_config may be a whole config.json: what does not change the text transformer is passed over. It must be
-    complete (hidden_size and so on) where `version` is not known.
-    """
-    given = {**_CLIP.get(version, {}), **(text_config or {})}
-    if missing := _LARGE.keys() - given.keys():
-        raise ValueError(
-            f"version={version!r} is not known; choose one of {', '.join(_CLIP)}, or give text_config with"
-            f" {', '.join(sorted(missing))}"
-        )
-    return TextConfig(**{ours: given[theirs] for theirs, ours in _TRANSFORMERS_NAMES.items() if theirs in given})
-
-
-def open_clip_config(arch: str, version: str, text_config: Mapping[str, Any] | None = None) -> TextConfig:
-    """The size of open_clip's `arch`, overridden by `text_config`: open_clip's text_cfg, and its embed_dim.
-
-    The activation is GELU, except in the architectures called "…-quickgelu" and with OpenAI's own weights.
-    """
-    stem = arch.removesuffix("-quickgelu")
-    known = dict(zip(_OPEN_CLIP_SIZES, _OPEN_CLIP[stem], strict=True)) if stem in _OPEN_CLIP else {}
-    given = {**known, **(text_config or {})}
-    if unknown := given.keys() - set(_OPEN_CLIP_NAMES):
-        raise ValueError(f"text_config has {', '.join(sorted(unknown))}; known are {', '.join(_OPEN_CLIP_NAMES)}")
-    if missing := set(_OPEN_CLIP_SIZES) - given.keys():
-        raise ValueError(
-            f"arch={arch!r} is not known; choose one of {', '.join(_OPEN_CLIP)}, or give text_config with"
-            f" {', '.join(sorted(missing))}"
-        )
-    given = {{"context_length": "positions", "vocab_size": "vocabulary"}.get(k, k): v for k, v in given.items()}
-    hidden = round(given["width"] * given.pop("mlp_ratio", 4))
-    quick = stem != arch or version == "openai"
-    return TextConfig(hidden=hidden, activation="quick_gelu" if quick else "gelu", **given)
+from ldm.modules.encoders.text_config import ACTIVATIONS, TextConfig
+from ldm.modules.encoders.words import EmbeddingManager, embed
 
 
 class _CausalAttention(nn.Module):
@@ -188,22 +91,31 @@ class _ResBlock(nn.Module):
 
 def _mlp(c: TextConfig, first: str, second: str) -> nn.Sequential:
     into, out = nn.Linear(c.width, c.hidden), nn.Linear(c.hidden, c.width)
-    return nn.Sequential(OrderedDict([(first, into), ("activation", _ACTIVATIONS[c.activation]()), (second, out)]))
+    return nn.Sequential(OrderedDict([(first, into), ("activation", ACTIVATIONS[c.activation]()), (second, out)]))
 
 
-def _run(tokens: Tensor, words: nn.Embedding, positions: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
+def _run(
+    tokens: Tensor,
+    words: nn.Embedding,
+    positions: Tensor,
+    blocks: Iterable[nn.Module],
+    embedding_manager: EmbeddingManager | None,
+) -> Tensor:
     """Embed `tokens` (B, N), N at most len(positions), and pass them through `blocks`: (B, N, width)."""
     n = tokens.shape[-1]
     if n > len(positions):
         raise ValueError(f"{n} tokens are more than the {len(positions)} that the text transformer has positions for")
-    x = words(tokens) + positions[:n]
+    x = embed(tokens, words, embedding_manager) + positions[:n]
     for block in blocks:
         x = block(x)
     return x
 
 
 class CLIPTextModel(nn.Module):
-    """The text transformer under transformers' key names: Stable Diffusion 1's `cond_stage_model.transformer`."""
+    """The text transformer under transformers' key names: Stable Diffusion 1's `cond_stage_model.transformer`.
+
+    An `embedding_manager` gets the tokens and their vectors, and returns the vectors to go on with (`words.embed`).
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -222,23 +134,25 @@ class CLIPTextModel(nn.Module):
     def token_embedding(self) -> nn.Embedding:
         return self.text_model.embeddings.token_embedding
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """`tokens`: (B, N); returns the last layer's output, normed: (B, N, width)."""
-        return self.text_model.final_layer_norm(self.hidden(tokens, -1))
+        return self.text_model.final_layer_norm(self.hidden(tokens, -1, embedding_manager))
 
-    def hidden(self, tokens: Tensor, index: int) -> Tensor:
+    def hidden(self, tokens: Tensor, index: int, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """The output of layer `index`, not normed; 0 is the embedding, −1 the last layer."""
         layers = self.text_model.encoder.layers
         if not -len(layers) <= index + 1 <= len(layers) + 1:
             raise ValueError(f"layer {index} of {len(layers)}: give {-len(layers) - 1} to {len(layers)}")
         embeddings = self.text_model.embeddings
         blocks = layers[: range(len(layers) + 1)[index]]
-        return _run(tokens, embeddings.token_embedding, embeddings.position_embedding.weight, blocks)
+        positions = embeddings.position_embedding.weight
+        return _run(tokens, embeddings.token_embedding, positions, blocks, embedding_manager)
 
-    def pooled(self, tokens: Tensor) -> Tensor:
+    def pooled(self, tokens: Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """The normed output at the first end of text, which has seen all of the prompt: (B, width)."""
+        last = self(tokens, embedding_manager)  # first: the manager may move the end
         end = (tokens == min(END, self.config.vocabulary - 1)).int().argmax(-1)
-        return self(tokens)[torch.arange(len(tokens), device=tokens.device), end]
+        return last[torch.arange(len(tokens), device=tokens.device), end]
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         renamed = rename_text_keys(state_dict, prefix)
@@ -267,7 +181,8 @@ def rename_text_keys(weights: Mapping[str, Tensor], prefix: str = "cond_stage_mo
 class OpenCLIPTextModel(nn.Module):
     """The text transformer under OpenCLIP's key names: Stable Diffusion 2's `cond_stage_model.model`.
 
-    `text_projection`, `logit_scale` and `attn_mask` are in the checkpoints and play no part here.
+    `text_projection`, `logit_scale` and `attn_mask` are in the checkpoints and play no part here. `embedding_manager`
+    as for CLIPTextModel.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -283,11 +198,10 @@ class OpenCLIPTextModel(nn.Module):
         self.register_buffer("attn_mask", torch.full((c.positions, c.positions), -math.inf).triu(1))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
-    def forward(self, tokens: Tensor, skip: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, skip: int = 0, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """`tokens`: (B, N); returns the output of all layers but the last `skip`, normed: (B, N, width)."""
-        blocks = self.transformer.resblocks
-        x = _run(tokens, self.token_embedding, self.positional_embedding, blocks[: len(blocks) - skip])
-        return self.ln_final(x)
+        blocks = self.transformer.resblocks[: len(self.transformer.resblocks) - skip]
+        return self.ln_final(_run(tokens, self.token_embedding, self.positional_embedding, blocks, embedding_manager))
 
 
 def unused_in_open_clip(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -37,12 +37,13 @@ class CLIPTokenizer(Tokenizer):
     """
 
     vocabulary_size = 49408
+    special = frozenset(_MARKS.values())
 
     def __init__(self, max_length: int = 77, pad: int = END) -> None:
         super().__init__(START, END, pad, max_length)
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of `text`, all of them, without the marks that begin and end a row."""
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a text without added words; see `encode`."""
         ids: list[int] = []
         for part in re.split(f"({_MARK})", text):
             if part in _MARKS:
@@ -52,7 +53,7 @@ class CLIPTokenizer(Tokenizer):
                     ids += _cached_tokens(word) if len(word) <= _CACHED_LENGTH else _tokens(word)
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode_text(self, ids: Iterable[int]) -> str:
         """The text that `ids` stand for, words parted by one space; marks are left out."""
         pieces = _vocabulary().pieces
         data = b"".join(pieces[int(i)] for i in ids if i not in (START, END))

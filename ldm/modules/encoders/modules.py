@@ -1,7 +1,8 @@
 """What turns a conditioning into the network's input, under CompVis' names and constructor arguments.
 
 `device` is taken for the sake of CompVis' configs and has no effect: what is encoded goes to where the weights are.
-Nothing is downloaded: weights come with the checkpoint, vocabularies with this package.
+Nothing is downloaded: weights come with the checkpoint, vocabularies with this package. An `embedding_manager` (textual
+inversion) is called with the tokens and their vectors, and returns the vectors to go on with.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.encoders.bert_tokenizer import WordPieceTokenizer
-from ldm.modules.encoders.clip import CLIPTextModel, OpenCLIPTextModel, clip_config, open_clip_config
+from ldm.modules.encoders.clip import CLIPTextModel, OpenCLIPTextModel
 from ldm.modules.encoders.clip_tokenizer import END, CLIPTokenizer
+from ldm.modules.encoders.text_config import clip_config, open_clip_config
 from ldm.modules.encoders.tokenizer import Tokenizer
+from ldm.modules.encoders.words import EmbeddingManager, as_tokens
 from ldm.modules.x_transformer import Encoder, TransformerWrapper
 
 
@@ -35,6 +38,13 @@ class AbstractEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> AbstractEncoder:
         return super().train(mode and not self.frozen)
+
+
+class IdentityEncoder(AbstractEncoder):
+    """Hands on what it is given, such as vectors that were encoded beforehand."""
+
+    def forward(self, x: Any) -> Any:
+        return x
 
 
 class ClassEmbedder(AbstractEncoder):
@@ -85,7 +95,7 @@ class TransformerEmbedder(AbstractEncoder):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`tokens`: (B, N ≤ max_seq_len); returns (B, N, n_embed)."""
-        return self.transformer(_tokens(tokens, None, self.transformer.token_emb), return_embeddings=True)
+        return self.transformer(as_tokens(tokens, None, self.transformer.token_emb), return_embeddings=True)
 
 
 class BERTTokenizer(AbstractEncoder):
@@ -139,10 +149,18 @@ class BERTEmbedder(AbstractEncoder):
             emb_dropout=embedding_dropout,
         )
 
-    def forward(self, text: str | Sequence[str] | Tensor) -> Tensor:
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.tknz_fn.tokenizer if self.use_tknz_fn else None
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        return self.transformer.token_emb
+
+    def forward(self, text: str | Sequence[str] | Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """Prompts, or their tokens (B, N ≤ max_seq_len); returns (B, N, n_embed)."""
-        tokenizer = self.tknz_fn.tokenizer if self.use_tknz_fn else None
-        return self.transformer(_tokens(text, tokenizer, self.transformer.token_emb), return_embeddings=True)
+        tokens = as_tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
+        return self.transformer(tokens, return_embeddings=True, embedding_manager=embedding_manager)
 
 
 class SpatialRescaler(AbstractEncoder):
@@ -206,12 +224,18 @@ class FrozenCLIPEmbedder(AbstractEncoder):
         if freeze:
             self.freeze()
 
-    def forward(self, text: str | Sequence[str] | Tensor) -> Tensor:
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        return self.transformer.token_embedding
+
+    def forward(self, text: str | Sequence[str] | Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """Prompts, or their tokens (B, N)."""
-        tokens = _tokens(text, self.tokenizer, self.transformer.token_embedding)
+        tokens = as_tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
         if self.layer == "pooled":
-            return self.transformer.pooled(tokens)[:, None]
-        return self.transformer(tokens) if self.layer == "last" else self.transformer.hidden(tokens, self.layer_idx)
+            return self.transformer.pooled(tokens, embedding_manager)[:, None]
+        if self.layer == "hidden":
+            return self.transformer.hidden(tokens, self.layer_idx, embedding_manager)
+        return self.transformer(tokens, embedding_manager)
 
 
 class FrozenOpenCLIPEmbedder(AbstractEncoder):
@@ -242,10 +266,14 @@ class FrozenOpenCLIPEmbedder(AbstractEncoder):
         if freeze:
             self.freeze()
 
-    def forward(self, text: str | Sequence[str] | Tensor) -> Tensor:
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        return self.model.token_embedding
+
+    def forward(self, text: str | Sequence[str] | Tensor, embedding_manager: EmbeddingManager | None = None) -> Tensor:
         """Prompts, or their tokens (B, N)."""
-        tokens = _tokens(text, self.tokenizer, self.model.token_embedding)
-        return self.model(tokens, skip=1 if self.layer == "penultimate" else 0)
+        tokens = as_tokens(text, self.tokenizer, self.token_embedding, embedding_manager)
+        return self.model(tokens, 1 if self.layer == "penultimate" else 0, embedding_manager)
 
 
 def _require_layer(layer: str, choices: Sequence[str]) -> None:
@@ -257,17 +285,3 @@ def _fitting(max_length: int, positions: int) -> int:
     if max_length > positions:
         raise ValueError(f"max_length={max_length}: the text transformer has positions for {positions} tokens only")
     return max_length
-
-
-def _tokens(text: str | Sequence[str] | Tensor, tokenizer: Tokenizer | None, words: nn.Embedding) -> Tensor:
-    """Prompts or tokens → tokens on the device of the embedding that reads them."""
-    if not isinstance(text, Tensor):
-        if tokenizer is None:
-            raise TypeError(f"this encoder has no tokenizer; give token numbers as a tensor, not {type(text).__name__}")
-        if words.num_embeddings < tokenizer.vocabulary_size:
-            raise ValueError(
-                f"the text encoder knows {words.num_embeddings} tokens and its tokenizer {tokenizer.vocabulary_size};"
-                " give token numbers as a tensor"
-            )
-        text = tokenizer(text)
-    return text.to(words.weight.device)

@@ -10,25 +10,50 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from ldm.modules.encoders.words import AddedWords
+
 
 class Tokenizer:
     """Prompts → (B, max_length) token numbers: `start`, the prompt's, `end`, then `pad` up to the length.
 
-    A subclass says which numbers a prompt has (`encode`) and what they stand for (`decode`).
+    A subclass says which numbers a text has (`encode_text`) and what they stand for (`decode_text`). Words may be added
+    to its vocabulary (`add_word`), for textual inversion.
     """
 
     vocabulary_size: int
+    special: frozenset[int]  # numbers that stand for no word
 
     def __init__(self, start: int, end: int, pad: int, max_length: int) -> None:
         if max_length < 2:
             raise ValueError(f"max_length={max_length}: a row begins and ends with a token of its own; give at least 2")
         self.start, self.end, self.pad, self.max_length = start, end, pad, max_length
+        self.added_words = AddedWords(self.vocabulary_size)
+
+    def encode_text(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        raise NotImplementedError
+
+    def add_word(self, word: str) -> int:
+        """From now on `word` is one token, of the number that is returned."""
+        return self.added_words.add(word)
 
     def encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """The tokens of `text`, all of them, without the marks that begin and end a row."""
+        ids: list[int] = []
+        for part, number in self.added_words.split(text):
+            ids += self.encode_text(part) if number is None else [number]
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        raise NotImplementedError
+        """The text that `ids` stand for, words parted by one space; marks are left out."""
+        word_of = {number: word for word, number in self.added_words.numbers.items()}
+        pieces: list[str] = []
+        for added, run in groupby(map(int, ids), key=word_of.get):
+            numbers = list(run)
+            pieces += [added] * len(numbers) if added else [self.decode_text(numbers)]
+        return " ".join(pieces)
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """One prompt or several → (B, max_length), int64, on the CPU. What does not fit is cut with a warning."""
