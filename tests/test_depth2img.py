@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import _config
+import _model
 import depth2img
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from _script_models import beside_a_picture, of_depth, written
+from _script_models import beside_a_picture, of_depth, vast_png, written
 from _txt2img import difference, draw
 from PIL import Image
 
@@ -124,6 +126,8 @@ def test_half_precision_comes_close(drawn):
         (["--depth", "depth.npy"], "--init-img is missing: give the picture to begin from, or --strength 1"),
         (["--init-img", "nowhere.png", "--depth", "depth.npy"], "--init-img 'nowhere.png' does not exist"),
         (["--init-img", "text.png", "--depth", "depth.npy"], "--init-img 'text.png' is no picture that can be read"),
+        (["--init-img", "vast.png", "--depth", "depth.npy"], "--init-img 'vast.png' is too large (400 megapixels)"),
+        (["--init-img", "picture.png", "--depth", "vast.png"], "--depth 'vast.png' is too large (400 megapixels)"),
         (["--init-img", "picture.png", "--depth", "nowhere.png"], "--depth 'nowhere.png' does not exist"),
         (["--init-img", "picture.png", "--depth", "picture.png"], "--depth 'picture.png' has colours"),
         (
@@ -145,9 +149,17 @@ def test_bad_input_is_one_line_before_a_model_is_loaded(flags, said, run, model,
     np.save("depth.npy", DEPTH)
     np.save("one.npy", DEPTH[:1, :1])
     Path("text.png").write_text("a picture")
+    vast_png(Path("vast.png"))
     status, out, err = run(*flags, model=model, script=depth2img)
     err = [line for line in err if "everywhere, so it says nothing" not in line]
     assert status == 2 and not out and len(err) == 1 and said in err[0], err
+
+
+def test_the_released_models_config_is_one():
+    """All that can be known before its weights are there."""
+    config = _config.load_config("stable-diffusion/v2-midas-inference")
+    _model.check_class(config, "LatentDepth2ImageDiffusion")
+    assert _model.told_by(config, ("hybrid",)) == "text"
 
 
 @pytest.mark.parametrize("change", [lambda params: None, beside_a_picture])

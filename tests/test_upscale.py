@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import _config
+import _model
 import numpy as np
 import pytest
 import torch
 import upscale
-from _script_models import of_depth, of_upscaling, written
+from _script_models import of_depth, of_upscaling, vast_png, written
 from _txt2img import difference, draw
 from PIL import Image
 
@@ -137,6 +139,7 @@ def test_half_precision_comes_close(drawn):
         ([], "--init-img is missing"),
         (["--init-img", "nowhere.png"], "--init-img 'nowhere.png' does not exist"),
         (["--init-img", "text.png"], "--init-img 'text.png' is no picture that can be read"),
+        (["--init-img", "vast.png"], "--init-img 'vast.png' is too large (400 megapixels)"),
         (["--init-img", "one.png"], "the picture 'one.png' is 1x1 pixels; give one of at least 2x2"),
         (["--init-img", "large.png"], "is 512x513 pixels, and at most 262144 are enlarged at once, such as 512x512"),
         (
@@ -152,6 +155,7 @@ def test_bad_input_is_one_line_before_a_model_is_loaded(flags, said, run, model,
     Image.fromarray(PICTURE[:1, :1]).save("one.png")
     Image.new("L", (512, 513)).save("large.png")
     Path("text.png").write_text("a picture")
+    vast_png(Path("vast.png"))
     status, out, err = run(*flags, model=model, script=upscale)
     assert status == 2 and not out and len(err) == 1 and said in err[0], err
 
@@ -165,6 +169,19 @@ def test_the_least_of_both_limits_of_the_level_counts(run, tmp_path, no_model):
     model = written(tmp_path, short, target="LatentUpscaleDiffusion")
     status, _, err = run("--init-img", "small.png", "--noise_level", 100, model=model, script=upscale)
     assert status == 2 and "from 0 to 99" in err[0]
+
+
+def test_the_released_models_config_is_one():
+    """All that can be known before its weights are there."""
+    config = _config.load_config("stable-diffusion/x4-upscaling")
+    _model.check_class(config, "LatentUpscaleDiffusion")
+    assert _model.told_by(config, ("hybrid-adm",)) == "text"
+    assert upscale.noise_level(config, None) == 20 and upscale.noise_level(config, 350) == 350
+    with pytest.raises(ValueError, match="from 0 to 350"):
+        upscale.noise_level(config, 351)
+    canvas = upscale.canvas_of(Image.new("RGB", (100, 128)), config, upscale.parse(["--init-img", "x"]))
+    assert canvas.shape == (4, 128, 104) and canvas.tensor().shape == (1, 3, 128, 104)
+    assert canvas.cut(torch.zeros(1, 3, 512, 416)).shape == (1, 3, 512, 400)
 
 
 @pytest.mark.parametrize("change, target", [(of_depth, "LatentDepth2ImageDiffusion"), (None, "LatentDiffusion")])
