@@ -67,7 +67,8 @@ def test_flags_of_compvis_mean_what_they_meant():
     opt = img2img.parse([])
     assert (opt.strength, opt.n_iter, opt.n_samples, opt.seed, opt.n_rows) == (0.75, 1, 2, 42, 0)
     given = "--prompt p --init-img i --outdir o --skip_grid --skip_save --ddim_steps 20 --plms --fixed_code "
-    given += "--ddim_eta 0 --n_iter 3 --C 4 --f 8 --n_samples 5 --n_rows 6 --scale 3 --strength 0.3 --config c --ckpt k --seed 1"
+    given += "--ddim_eta 0 --n_iter 3 --C 4 --f 8 --n_samples 5 --n_rows 6 --scale 3 --strength 0.3 "
+    given += "--config c --ckpt k --seed 1"
     opt = img2img.parse([*given.split(), "--precision", "autocast"])
     assert (opt.init_img, opt.strength, opt.ddim_steps, opt.sampler) == ("i", 0.3, 20, "ldm.sampling.PLMSSampler")
 
@@ -134,9 +135,17 @@ def test_other_samplers_by_a_flag(flag, name, i2i):
     assert drawn[1]["sampler"] == name and difference(drawn, ddim) > 0
 
 
-def test_models_of_classes_and_of_nothing_draw_from_a_picture_too(i2i, tmp_path):
+def of_codes(params):
+    """An autoencoder with a codebook, whose latents are a tensor and no Gaussian."""
+    params["first_stage_config"]["target"] = "ldm.models.autoencoder.VQModelInterface"
+    params["first_stage_config"]["params"]["n_embed"] = 64
+    params["first_stage_config"]["params"]["ddconfig"]["double_z"] = False
+
+
+def test_models_of_classes_of_nothing_and_of_codes_draw_from_a_picture_too(i2i, tmp_path):
     classes, nothing = written(tmp_path, of_classes, "classes"), written(tmp_path, unconditional, "nothing")
-    for model, flags in ((classes, ["--prompt", 3]), (nothing, [])):
+    codes = written(tmp_path, of_codes, "codes")
+    for model, flags in ((classes, ["--prompt", 3]), (nothing, []), (codes, [])):
         status, _, said = i2i(*flags, *ONE, "--outdir", "out", model=model)
         assert (status, said) == (0, []), said
     status, _, said = i2i(*ONE, model=classes)

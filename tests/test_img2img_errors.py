@@ -24,7 +24,7 @@ from PIL import Image
         (["--init-img", "a.png", "--W", 1], "is 1x1 pixels"),
         (
             ["--init-img", "a.png", "--strength", 0],
-            "--strength: '0': give a number above 0, where nothing changes, and up to 1",
+            "--strength: '0': give a number above 0, where nothing",
         ),
         (["--init-img", "a.png", "--strength", "0.0"], "--strength: '0.0'"),
         (["--init-img", "a.png", "--strength", 2], "--strength: '2': give a number above 0"),
