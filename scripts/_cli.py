@@ -91,9 +91,12 @@ a_count = number(int, 1, 100_000)  # of a batch: more than fit into any device, 
 
 def a_strength(text: str) -> float:
     """An argparse type: a share of the steps."""
-    value = number(float, 0, 1)(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0 and up to 1; 0 would change nothing")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0, where nothing changes, and up to 1")
     return value
 
 

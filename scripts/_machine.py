@@ -97,8 +97,11 @@ def encode(model, images):
 
 
 def _latents(model, images):
+    import torch
+
     encoded = model.encode_first_stage(images.to(model.device))
-    return model.get_first_stage_encoding(encoded.mode() if hasattr(encoded, "mode") else encoded)
+    gaussian = hasattr(encoded, "mode") and not isinstance(encoded, torch.Tensor)  # tensors have another `mode`
+    return model.get_first_stage_encoding(encoded.mode() if gaussian else encoded)
 
 
 def _widen(model, narrow) -> None:

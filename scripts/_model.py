@@ -21,6 +21,12 @@ _RELEASED = {
     "LatentUpscaleDiffusion": ("stable-diffusion/x4-upscaling", "x4-upscaler-ema.ckpt"),
 }
 UNGUIDED = {"unconditional_guidance_scale": 1.0, "ucg_schedule": None}
+# What models of these conditioning_keys are shown, and the scripts that show it.
+_SHOWS = {
+    "concat": "one with a hole (scripts/inpaint.py)",
+    "hybrid": "one with a hole (scripts/inpaint.py) or a depth map (depth2img.py)",
+    "hybrid-adm": "a small one (scripts/upscale.py)",
+}
 _CLASSES = 1000  # where the config does not say: ClassEmbedder's default
 
 
@@ -141,10 +147,10 @@ def told_by(config, shown: Collection[str] = ()) -> str:
 
 def _shown_besides(key: str) -> str:
     """Why text alone is not enough for a conditioning_key that is not "crossattn"."""
-    if key in ("concat", "hybrid", "hybrid-adm"):
+    if key in _SHOWS:
         return (
-            f"this model is shown a picture beside the noise (conditioning_key {key!r}), such as one with a hole to "
-            "fill; text and labels alone are not enough for it"
+            f"this model is shown a picture beside the noise (conditioning_key {key!r}), such as {_SHOWS[key]}; text and "
+            "labels alone are not enough for it"
         )
     if key in ("adm", "crossattn-adm"):
         return (

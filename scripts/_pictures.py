@@ -14,7 +14,8 @@ LARGE = 4  # times the area that a model was made for: beyond it, pictures are s
 
 
 def add_picture_flag(group: argparse._ActionsContainer, what: str) -> None:
-    group.add_argument("--init-img", "--init_img", type=_cli.a_path, metavar="PICTURE", help=f"the file of {what}")
+    group.add_argument("--init-img", type=_cli.a_path, metavar="PICTURE", help=f"the file of {what}")
+    group.add_argument("--init_img", type=_cli.a_path, help=argparse.SUPPRESS)  # as other scripts call it
 
 
 def read(path: str | None, flag: str = "--init-img"):

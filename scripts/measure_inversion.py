@@ -24,9 +24,7 @@ SEED = 2021  # of the test scenes, as in score_shapes.py
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = _cli.Parser(
-        "measure_inversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _cli.Parser("measure_inversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count = _cli.number(int, 1)
     parser.add_argument("--steps", type=count, nargs="+", default=[10, 20, 50, 100, 200, 500, 1000], metavar="S")
     parser.add_argument("--refine", type=_cli.number(int, 0), nargs="+", default=[0, 2], metavar="N")

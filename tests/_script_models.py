@@ -50,6 +50,17 @@ def beside_a_picture(params):
     params["unet_config"]["params"]["in_channels"] = 9
 
 
+def of_filling_by_concat(params):
+    """As LDM's inpainting model: a VQ autoencoder, which also encodes the picture with the hole."""
+    unconditional(params)
+    params |= {"concat_mode": True, "cond_stage_config": "__is_first_stage__", "cond_stage_key": "masked_image"}
+    params["unet_config"]["params"]["in_channels"] = 9
+    stage = params["first_stage_config"]
+    stage["target"] = "ldm.models.autoencoder.VQModelInterface"
+    stage["params"] |= {"n_embed": 64}
+    stage["params"]["ddconfig"]["double_z"] = False
+
+
 def of_depth(params):
     params["conditioning_key"] = "hybrid"
     params["unet_config"]["params"]["in_channels"] = 5
