@@ -105,6 +105,7 @@ def opened(path: str | Path, name: str) -> Picture:
             raise ValueError(_damaged(name, error)) from error
     width, height = picture.size
     if width * height > MEGAPIXELS * 1e6:
+        picture.close()
         raise ValueError(_too_large(name, f"{width}x{height} are {width * height / 1e6:.0f}"))
     return picture
 

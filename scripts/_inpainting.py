@@ -60,8 +60,9 @@ def shown_and_given(model, way: str, images, holes, strength: float = 1.0) -> tu
         seen = [rest, F.interpolate(2 * holes - 1, rest.shape[2:]).to(rest)]  # the nearest pixel, as in its training
     else:
         rest = _machine.encode(model, images * (1 - holes))
-        parts = {"mask": F.interpolate(holes, rest.shape[2:]), model.masked_image_key: rest}
-        seen = [parts[key] for key in model.concat_keys]
+        masks = F.interpolate(holes, rest.shape[2:])
+        key = getattr(model, "masked_image_key", "masked_image")  # a plain LatentDiffusion can be one, too
+        seen = [rest if each == key else masks for each in getattr(model, "concat_keys", ("mask", key))]
     return {"c_concat": [torch.cat(seen, dim=1)]}, given
 
 

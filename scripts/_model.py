@@ -149,8 +149,8 @@ def _shown_besides(key: str) -> str:
     """Why text alone is not enough for a conditioning_key that is not "crossattn"."""
     if key in _SHOWS:
         return (
-            f"this model is shown a picture beside the noise (conditioning_key {key!r}), such as {_SHOWS[key]}; text and "
-            "labels alone are not enough for it"
+            f"this model is shown a picture beside the noise (conditioning_key {key!r}), such as {_SHOWS[key]}; text "
+            "and labels alone are not enough for it"
         )
     if key in ("adm", "crossattn-adm"):
         return (

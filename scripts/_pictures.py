@@ -77,13 +77,24 @@ class Canvas:
 
 
 def resized(picture, H: int | None, W: int | None):
-    """The picture at H×W pixels; where one side is None, in its own proportions, and where both are, as it is."""
+    """The picture at H×W pixels; where one side is None, in its own proportions, and where both are, as it is.
+
+    ValueError for more pixels than are read of a file.
+    """
     from PIL import Image
+
+    from ldm.picture_files import MEGAPIXELS
 
     if H is None and W is None:
         return picture
     width, height = picture.size
     size = W or max(1, round(width * H / height)), H or max(1, round(height * W / width))
+    if size[0] * size[1] > MEGAPIXELS * 1e6:
+        given = " ".join(f"--{flag} {side}" for flag, side in (("H", H), ("W", W)) if side is not None)
+        raise ValueError(
+            f"{given}: {size[0]}x{size[1]} are {size[0] * size[1] / 1e6:.0f} megapixels, and at most {MEGAPIXELS} are "
+            "drawn; give a smaller size"
+        )
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 

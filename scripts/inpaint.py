@@ -91,18 +91,19 @@ def read(source: tuple[str, str], opt: argparse.Namespace):
     from ldm.picture_files import read_mask
 
     path, mask = source
-    picture = _pictures.read(path)
-    white = read_mask(mask, picture.size, flag="--mask", of=f"the picture {path!r}")
+    of_picture, of_mask = ("--init-img", "--mask") if opt.indir is None else ("--indir", "--indir")
+    picture = _pictures.read(path, of_picture)
+    white = read_mask(mask, picture.size, flag=of_mask, of=f"the picture {path!r}")
     hole = white if opt.white == "hole" else ~white
     if not hole.any():
         is_, other = ("white", "keep") if opt.white == "hole" else ("black", "hole")
         raise ValueError(
-            f"--mask {mask!r} keeps all of the picture, so there is nothing to draw: with --white {opt.white} the hole "
-            f"is {is_}; paint one, or turn it round with --white {other}"
+            f"{of_mask} {mask!r} keeps all of the picture, so there is nothing to draw: with --white {opt.white} the "
+            f"hole is {is_}; paint one, or turn it round with --white {other}"
         )
     if hole.all():
         raise ValueError(
-            f"--mask {mask!r} keeps nothing of the picture; give one that covers a part, or draw with txt2img.py"
+            f"{of_mask} {mask!r} keeps nothing of the picture; give one that covers a part, or draw with txt2img.py"
         )
     return picture, hole
 

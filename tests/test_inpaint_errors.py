@@ -81,7 +81,7 @@ def files():
         (["--indir", "none"], "--indir 'none' has no pair NAME.png and NAME_mask.png (it has: a.png)"),
         (["--indir", "lonely"], "--indir 'lonely' has no picture, or several, for b_mask.png"),
         (["--indir", "two"], "--indir 'two' has no picture, or several, for a_mask.webp"),
-        (["--indir", "damaged"], "--mask 'damaged/b_mask.png' is empty"),
+        (["--indir", "damaged"], "--indir 'damaged/b_mask.png' is empty"),
         (["--indir", "tiny"], "the picture 'tiny/b.png' is 9x1 pixels, and one latent of this model covers 2x2"),
     ],
 )

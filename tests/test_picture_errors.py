@@ -1,6 +1,8 @@
 """What cannot be read as a picture or a mask is an error that names the file and what to do; masks."""
 
+import gc
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -51,6 +53,16 @@ def test_a_size_is_refused_before_a_pixel_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(picture_files, "loaded", lambda *_: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="megapixels"):
         read_picture(tmp_path / "a.png")
+
+
+def test_a_refused_pictures_file_is_closed(tmp_path, recwarn):
+    """A folder of many would run out of them."""
+    warnings.simplefilter("always", ResourceWarning)
+    png_header(tmp_path / "large.png", 20_000, 20_000)
+    with pytest.raises(ValueError, match="too large"):
+        read_picture(tmp_path / "large.png")
+    gc.collect()
+    assert not [str(warning.message) for warning in recwarn if warning.category is ResourceWarning]
 
 
 def test_the_limit_itself_is_read(tmp_path, monkeypatch):
