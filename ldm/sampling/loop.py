@@ -90,13 +90,7 @@ class Run:
         warn_idle(request, given, options, scales, image_scales, levels)
 
         source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)
-        start = request.x_T if options.init is None else options.init
-        if start is None:
-            x = source.normal(shape, sampler.device)
-        else:  # latents are float32, or float64 where they are given so, whatever the network computes in
-            x = start.to(sampler.device, torch.promote_types(start.dtype, torch.float32))
-        if options.init is not None:
-            x = q_sample(x, levels.alpha_bar[-1], source.normal(shape, x.device, x.dtype))
+        x = start(request.x_T, options.init, shape, sampler.device, source, levels.alpha_bar[-1])
         mask = x0 = None
         if request.mask is not None:
             mask, x0 = request.mask.to(x), request.x0.to(x.device).reshape(-1, *shape[1:])
@@ -174,6 +168,25 @@ class Run:
             "corrector_kwargs": r.corrector_kwargs,
             "unconditional_conditioning": r.unconditional_conditioning,
         } | {name: value for name, (value, default) in ours.items() if value != default}
+
+
+def start(
+    x_T: Tensor | None,
+    init: Tensor | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    source: NoiseSource,
+    top: float,
+) -> Tensor:
+    """The latents to start from: x_T, or `init` noised to ᾱ = `top`, or noise.
+
+    float32, or float64 where they are given so, whatever the network computes in.
+    """
+    given = x_T if init is None else init
+    if given is None:
+        return source.normal(shape, device)
+    x = given.to(device, torch.promote_types(given.dtype, torch.float32))
+    return x if init is None else q_sample(x, top, source.normal(shape, device, x.dtype))
 
 
 def steps_of_strength(strength: float, steps: int) -> int:
