@@ -56,6 +56,7 @@ def read_mask(path: str | Path, size: Sequence[int], *, flag: str = "", of: str 
     with opened(path, name) as picture:
         orientation, _, format = loaded(picture, name)
         picture = _eight_bits(picture, format, name)
+        picture = _in_srgb(picture, None) if picture.mode == "LAB" else picture
         picture = turned(picture.convert("RGBA" if picture.has_transparency_data else "L"), orientation)
     if picture.size != tuple(size):
         here, there = (f"{width}x{height}" for width, height in (picture.size, size))

@@ -21,8 +21,7 @@ SHOWN = ("concat", "hybrid")  # the conditioning_keys of models that are shown t
 
 
 def way_of(config) -> str:
-    """One of "masking", "concat", "hybrid". ValueError for a model that is shown a picture other than one with a "
-    "hole."""
+    """One of "masking", "concat", "hybrid". ValueError for a model that is shown a picture, but none with a hole."""
     key = _model.conditioning_key(config)
     if key not in SHOWN:
         return "masking"

@@ -60,11 +60,25 @@ class Session:
         self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
         self._class = _config.sampler_class(self.config, opt)
         self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
+        self._check_sampler(getattr(opt, "ddim_eta", None))
         if self._embeddings:
             from ldm.checkpoint import load_embeddings
 
             for path in self._embeddings:  # they are small, and their errors come before a model is loaded
                 load_embeddings(path)
+
+    def _check_sampler(self, eta: float | None) -> None:
+        """S, and an eta that was said; a default of eta is for samplers that know noise."""
+        from ldm.sampling.plms import PLMSSampler, refuse_eta
+        from ldm.sampling.timesteps import check_count
+
+        total = _config.of_model(self.config, "timesteps", int)
+        check_count(self.options["S"], 1000 if total is None else total)
+        said = eta is not None or "eta" in (self.config.sampler.get("params") or {})
+        if getattr(self._class, "DETERMINISTIC", False) and not said:
+            self.options["eta"] = 0.0
+        if issubclass(self._class, PLMSSampler):
+            refuse_eta(self.options["eta"])
 
     @property
     def guided(self) -> bool:

@@ -75,6 +75,8 @@ def read(opt: argparse.Namespace):
     depth = torch.from_numpy(values)[None, None]
     if picture.size != blank.size:
         depth = F.interpolate(depth, picture.size[::-1], mode="bilinear", antialias=True)
+    depth = depth - depth.amin()  # to MiDaS' magnitude, for the model's guard against flat maps is an absolute one
+    depth = depth * (1000 / depth.amax()) if depth.amax() > 0 else depth
     return picture, -depth if opt.invert_depth else depth
 
 

@@ -136,7 +136,9 @@ def fill(session: Session, way: str, source: tuple[str, str], prompts: list[str]
     from ldm.picture_files import padded
 
     opt, (path, mask) = session.opt, source
-    picture, hole = read(source, opt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to warn of was said when all were read at first
+        picture, hole = read(source, opt)
     canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=path)
     holes = padded(torch.from_numpy(hole)[None, None].float(), canvas.multiple)
     shown, given = _inpainting.shown_and_given(session.model, way, canvas.tensor(), holes, opt.strength)

@@ -117,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         opt.sampler = _config.SAMPLER
         if (opt.ddim_steps, opt.ddim_eta) != (None, None):
             warnings.warn("with --vanilla_sample, DDPM, the number of steps and eta have no effect", stacklevel=2)
-    eta = 0.0 if opt.sampler else 1.0  # the other samplers are deterministic
-    session = Session(opt, defaults={"eta": eta, "unconditional_guidance_scale": 1.0})
+    session = Session(opt, defaults={"eta": 1.0, "unconditional_guidance_scale": 1.0})
     shape = _config.latent_shape(session.config, opt.H, opt.W, opt.C, opt.f)
     prompts = told(session, opt)
     folder = new_folder(samples, session.global_step)

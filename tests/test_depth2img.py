@@ -55,7 +55,9 @@ def seen(monkeypatch):
 
 def beside(depth, h, w):
     """Depth as the network was trained to see it: at the latents' size, the farthest −1, the nearest 1."""
-    small = F.interpolate(torch.as_tensor(depth)[None, None], (h, w), mode="bicubic")
+    depth = torch.as_tensor(depth)
+    depth = 1000 * (depth - depth.min()) / (depth.max() - depth.min())
+    small = F.interpolate(depth[None, None], (h, w), mode="bicubic")
     return 2 * (small - small.min()) / (small.max() - small.min() + 0.001) - 1
 
 
@@ -77,6 +79,11 @@ def test_another_depth_is_another_picture(drawn):
 def test_inverted_the_far_is_near(drawn, seen):
     drawn("--invert_depth", out="a")
     torch.testing.assert_close(seen[0][0][:1], -beside(DEPTH, 6, 8), atol=1e-4, rtol=0)
+
+
+def test_the_unit_of_depth_is_no_matter(drawn):
+    np.save("miles.npy", DEPTH * 1e-5 + 3)
+    assert difference(drawn(out="a")[0], drawn(out="b", depth="miles.npy")[0]) <= 1
 
 
 def test_sixteen_bits_are_kept(drawn, seen):
@@ -139,7 +146,7 @@ def test_half_precision_comes_close(drawn):
             "'one.png' is 1x1 pixels, and one latent of this model covers",
         ),
         (["--depth", "one.npy", "--strength", 1], "'one.npy' is 1x1 pixels"),
-        (["--strength", 0], "--strength: '0': give a number above 0 and up to 1"),
+        (["--strength", 0], "--strength: '0': give a number above 0, where nothing changes, and up to 1"),
         (["--strength", 2], "--strength: '2'"),
     ],
 )

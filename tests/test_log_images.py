@@ -255,3 +255,14 @@ def test_captions_are_drawn_as_pictures(model, real_text):
     assert log["conditioning"].shape == (5, 3, 64, 64)
     assert log["conditioning"].min() >= -1 and log["conditioning"].max() <= 1
     assert not torch.equal(log["conditioning"][0], log["conditioning"][1])
+
+
+def test_sample_takes_all_steps_of_ddpm_as_sample_log_does_without_ddim(model):
+    c = model.get_learned_conditioning(["a star"])
+    torch.manual_seed(1)
+    samples, on_the_way = model.sample(c, batch_size=1, return_intermediates=True, verbose=False)
+    torch.manual_seed(1)
+    expected, _ = model.sample_log(c, 1, ddim=False, ddim_steps=None)
+    assert torch.equal(samples, expected) and torch.equal(on_the_way[-1], samples) and len(on_the_way) > 1
+    with pytest.raises(ValueError, match="timesteps=5: DDPM takes all steps here; for fewer use sample_log"):
+        model.sample(c, batch_size=1, timesteps=5)

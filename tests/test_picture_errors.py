@@ -135,3 +135,10 @@ def test_a_black_stroke_on_a_transparent_layer_is_black(tmp_path):
 
 def test_an_alpha_channel_that_hides_nothing_is_no_matter(tmp_path, recwarn):
     assert mask(tmp_path, layer((255, 255, 255, 255), (0, 0, 0, 255))) == [[True, False]] and not recwarn
+
+
+def test_a_mask_in_lab_is_as_bright_as_it_looks(tmp_path):
+    Image.merge("LAB", [Image.fromarray(np.uint8([[255, 0]])), *[Image.fromarray(np.uint8([[128, 128]]))] * 2]).save(
+        tmp_path / "mask.tif"
+    )
+    assert read_mask(tmp_path / "mask.tif", (2, 1)).tolist() == [[True, False]]

@@ -269,3 +269,8 @@ def test_bad_input_is_one_line_before_a_model_is_loaded(flags, said, run, no_mod
 def test_so_is_what_is_no_class(change, flags, said, run, no_model, tmp_path):
     status, out, err = run(*flags, model=written(tmp_path, change), script=sample_diffusion)
     assert status == 2 and not out and len(err) == 1 and said in err[0] and not Path("outputs").exists()
+
+
+def test_a_deterministic_sampler_of_the_config_is_not_given_ddpms_eta(run, plain):
+    _, settings, _, said = drawn(run, "-n", 1, "-c", 4, "sampler.target=ldm.sampling.PLMSSampler", model=plain)
+    assert (settings[0]["sampler"], settings[0]["eta"]) == ("PLMS", 0.0) and not said

@@ -285,3 +285,33 @@ def test_a_loaded_model_has_the_words_of_its_config(tmp_path):
     save_checkpoint(model, tmp_path / "b.safetensors")
     again = load_model(config, tmp_path / "b.safetensors")
     assert torch.equal(again.embedding_manager.vectors[0], circle + 1)
+
+
+def test_a_checkpoint_with_learned_words_loads_with_and_without_a_place_for_them(tmp_path, caplog):
+    """As the original saves them, by their names and with where they began; and as they are saved here."""
+
+    def with_words():
+        config = copy.deepcopy(CONFIG)
+        config["model"]["params"]["personalization_config"] = {
+            "target": "ldm.modules.embedding_manager.EmbeddingManager",
+            "params": {"placeholder_strings": ["<toy>"], "num_vectors_per_token": 2},
+        }
+        return config
+
+    model = load_model(with_words())
+    vectors = torch.randn(2, 16)
+    model.embedding_manager.set_vectors("<toy>", vectors)
+    ours = model.state_dict()
+    assert "embedding_manager.vectors.0" in ours
+    theirs = {k: v for k, v in ours.items() if not k.startswith("embedding_manager.")}
+    theirs["embedding_manager.string_to_param_dict.<toy>"] = vectors
+    theirs["embedding_manager.initial_embeddings.<toy>"] = vectors * 0
+    for name, weights in (("ours.ckpt", ours), ("theirs.ckpt", theirs)):
+        torch.save({"state_dict": weights}, tmp_path / name)
+        loaded = load_model(with_words(), tmp_path / name)
+        assert torch.equal(loaded.embedding_manager.string_to_param_dict["<toy>"], vectors)
+        caplog.clear()
+        plain = load_model(CONFIG, tmp_path / name)
+        assert plain.embedding_manager is None and "holds learned words" in caplog.text
+    save_checkpoint(plain, tmp_path / "plain.safetensors")
+    load_model(CONFIG, tmp_path / "plain.safetensors")

@@ -68,6 +68,9 @@ def test_samplers_draw_other_pictures(run):
         (["--plms", "--dpm_solver"], "--dpm_solver/--dpm: not allowed with argument --plms"),
         (["--dpm", "--plms"], "--plms: not allowed with argument --dpm_solver/--dpm"),
         (["--plms", "--steps", 0], "'0': give an integer of at least 1"),
+        (["--plms", "--ddim_eta", 0.5], "eta = 0.5: PLMS is deterministic; choose eta = 0, or DDIMSampler"),
+        (["sampler.target=ldm.sampling.PLMSSampler", "sampler.params.eta=1.0"], "eta = 1.0: PLMS is deterministic"),
+        (["--steps", 101], "S = 101: choose a number of steps from 1 to 100"),
         (["--plms", "sampler.params.quantize_x0=1"], "sampler.params.quantize_x0 is 1; give true or false"),
     ],
 )

@@ -119,7 +119,7 @@ def load_weights(
     warning and no error, and what is missing stays as it is.
     """
     own = model.state_dict()
-    weights = with_average(own, rename_text_keys(weights), source)
+    weights = with_words(model, with_average(own, rename_text_keys(weights), source), source)
     penultimate = getattr(getattr(model, "cond_stage_model", None), "layer", None) == "penultimate"
     weights = with_unused(own, weights, penultimate)
     problems = _misfits(model, own, weights, source)
@@ -140,6 +140,23 @@ def load_weights(
     }
     empty = any(tensor.is_meta for tensor in own.values())
     model.load_state_dict(_apart(cast) if empty else cast, strict=False, assign=empty)  # all else is accounted for
+
+
+def with_words(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:
+    """The weights with the learned words of a textual inversion under this model's keys; left out, which is logged,
+    where it has none. The original saves them by their names, and where they began (`initial_embeddings`), too."""
+    if not any(key.startswith(_ADDED_WORDS) for key in weights):
+        return weights
+    manager = getattr(model, "embedding_manager", None)
+    if manager is None:
+        _logger.warning("%r holds learned words, which this config has no embedding_manager for: left out", source)
+        return {key: value for key, value in weights.items() if not key.startswith(_ADDED_WORDS)}
+    begun = f"{_ADDED_WORDS}initial_embeddings."
+    ours = {
+        f"{_ADDED_WORDS}string_to_param_dict.{word}": f"{_ADDED_WORDS}vectors.{k}"
+        for k, word in enumerate(manager.string_to_token_dict)
+    }
+    return {ours.get(key, key): value for key, value in weights.items() if not key.startswith(begun)}
 
 
 def load_partly(

@@ -30,6 +30,7 @@ class DPMSolverSampler(Solver):
     effect: the solver is deterministic. A subclass may override `make_schedule`, `sampling` and `p_sample_dpm`.
     """
 
+    DETERMINISTIC = True
     STEP, BAR = "p_sample_dpm", "DPM-Solver++"
     DEFAULTS = {"ddim_discretize": "time_uniform"}
 

@@ -103,7 +103,8 @@ class Run:
         for i in self.bar(range(n)):
             index, now = n - 1 - i, sampler.levels(self.request.use_original_steps)
             if now is not checked and now.lowest(n) != levels:
-                raise RuntimeError("make_schedule was called within a run: use another DDIMSampler for the other run")
+                raise RuntimeError(f"make_schedule was called within a run: use another {type(sampler).__name__}"
+                                   " for the other run")
             checked = now
             t = torch.full((len(x),), levels.timesteps[index], device=x.device, dtype=torch.long)
             if self.mask is not None:

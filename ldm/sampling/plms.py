@@ -23,12 +23,18 @@ from .transition import ddim_step
 WEIGHTS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
+def refuse_eta(eta: float) -> None:
+    if eta != 0:
+        raise ValueError(f"eta = {eta!r}: PLMS is deterministic; choose eta = 0, or DDIMSampler")
+
+
 class PLMSSampler(Solver):
     """CompVis' PLMSSampler: `sample` as of DDIMSampler, with eta = 0 only. One call of the model a step, and one more.
 
     A subclass may override `make_schedule`, `plms_sampling` and `p_sample_plms`.
     """
 
+    DETERMINISTIC = True
     SAMPLING, STEP, BAR = "plms_sampling", "p_sample_plms", "PLMS sampler"
     plms_sampling = Solver.sampling
 
@@ -37,8 +43,7 @@ class PLMSSampler(Solver):
         **ours: Any,
     ) -> None:  # fmt: skip
         """DDIMSampler's. ValueError unless eta is 0: the noise of a step would spoil what the next learns of it."""
-        if ddim_eta != 0:
-            raise ValueError(f"eta = {ddim_eta!r}: PLMS is deterministic; choose eta = 0, or DDIMSampler")
+        refuse_eta(ddim_eta)
         super().make_schedule(ddim_num_steps, ddim_discretize, ddim_eta, verbose, **ours)
 
     def stepper(self, levels: Levels) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -25,6 +25,7 @@ class Solver(Sampler):
     signatures: all goes through them, and they get arguments that CompVis' do not have only where a caller uses them.
     """
 
+    DETERMINISTIC = False  # whether eta can only be 0
     SAMPLING = "sampling"  # the name under which CompVis has the loop
     STEP: str  # and the step
     BAR: str  # what the progress bar says

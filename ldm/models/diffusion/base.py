@@ -42,6 +42,7 @@ class DDPM(Training, Batches, GaussianDiffusion):
 
     # Fixed here (see _UNCHANGED), and read by losses that were copied from the original's.
     l_simple_weight, original_elbo_weight, learn_logvar, v_posterior = 1.0, 0.0, False, 0.0
+    num_timesteps_cond, shorten_cond_schedule = 1, False
     # Weights of which a checkpoint may have fewer input channels: the new ones begin at zero, as if not there.
     finetune_keys: Sequence[str] = ()
 

@@ -38,6 +38,35 @@ class ImageLog:
             ddim_steps, kwargs = self.num_timesteps, {"final_alpha": "one", **kwargs, "eta": 1.0}
         return sampler.sample(ddim_steps, batch_size, shape, cond, **{"verbose": False, **kwargs})
 
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Any,
+        batch_size: int = 16,
+        return_intermediates: bool = False,
+        x_T: Tensor | None = None,
+        verbose: bool = True,
+        timesteps: int | None = None,
+        quantize_denoised: bool = False,
+        mask: Tensor | None = None,
+        x0: Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Samples by all T steps of DDPM, as the original's method of that name; `kwargs` go to `DDIMSampler.sample`.
+
+        `shape`: (C, h, w), the model's own unless given, or that of the batch. With `return_intermediates` also the
+        latents on the way. ValueError for `timesteps`, fewer of the T: that is `sample_log` with x_T and strength.
+        """
+        if timesteps is not None:
+            raise ValueError(f"timesteps={timesteps}: DDPM takes all steps here; for fewer use sample_log(ddim=True)")
+        shape = None if shape is None else tuple(shape)[-3:]
+        samples, on_the_way = self.sample_log(
+            cond, batch_size, False, None, x_T=x_T, verbose=verbose, quantize_x0=quantize_denoised, mask=mask, x0=x0,
+            shape=shape, **kwargs,
+        )  # fmt: skip
+        return (samples, on_the_way["x_inter"]) if return_intermediates else samples
+
     def _latent_shape(self) -> tuple[int, int, int]:
         size = self.image_size
         return (self.channels, *((size, size) if isinstance(size, int) else size))

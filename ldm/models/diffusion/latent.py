@@ -32,8 +32,8 @@ class LatentDiffusion(LatentBatches, ImageLog, DDPM):
     first batch of a training and kept in the checkpoint; `cond_stage_forward` names the conditioner's method to call,
     `encode` by default. `personalization_config` builds an `embedding_manager` (textual inversion).
 
-    While there is an `embedding_manager`, prompts are encoded with its words, and all else is frozen: a training moves
-    its vectors alone.
+    While there is an `embedding_manager`, prompts are encoded with its words. Setting it freezes all else, for good: a
+    training moves its vectors alone.
     """
 
     def __init__(

@@ -76,7 +76,10 @@ class Training:
             raise ValueError("there is no learning rate: set model.learning_rate, to 1e-4 say, before the training")
         parameters = [p for part in self.trained_parts() for p in part.parameters() if p.requires_grad]
         if not parameters:
-            raise ValueError(f"nothing of this {type(self).__name__} can be trained: all its parts are frozen")
+            raise ValueError(
+                f"nothing of this {type(self).__name__} can be trained: all its parts are frozen (as by an"
+                " embedding_manager); call requires_grad_(True) on the one to train, such as model.model"
+            )
         optimizer = AdamW(parameters, lr=self.learning_rate)
         if self.scheduler_config is None:
             return optimizer

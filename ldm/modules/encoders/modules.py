@@ -28,6 +28,11 @@ class AbstractEncoder(nn.Module):
 
     frozen = False
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the weights are; None of an encoder that has none."""
+        return next((p.device for p in self.parameters()), None)
+
     def encode(self, *args: Any, **kwargs: Any) -> Tensor:
         return self(*args, **kwargs)
 
