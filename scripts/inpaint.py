@@ -72,6 +72,10 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
             f"--indir {str(folder)!r} has no picture, or several, for {', '.join(lonely)}; NAME_mask.png is for "
             "NAME.png"
         )
+    for picture in set(found.values()):
+        if len(masks := [mask.name for mask in found if found[mask] == picture]) > 1:
+            several = f"several masks for {picture.name}: {', '.join(masks)}"
+            raise ValueError(f"--indir {str(folder)!r} has {several}; keep one")
     if not found:
         names = ", ".join(path.name for path in files[:10]) or "no pictures"
         raise ValueError(f"--indir {str(folder)!r} has no pair NAME.png and NAME_mask.png (it has: {names})")

@@ -28,12 +28,12 @@ def files():
     Path("cut.png").write_bytes(Path("cut.png").read_bytes()[:5000])
     Path("text.png").write_text("hello")
     png_header(Path("large.png"), 20_000, 20_000)
-    for folder in ("none", "lonely", "two", "damaged", "empty", "tiny"):
+    for folder in ("none", "lonely", "two", "damaged", "empty", "tiny", "twice"):
         Path(folder).mkdir()
     Image.open("a.png").save("none/a.png")
-    for name in ("lonely/b_mask.png", "two/a_mask.webp", "damaged/a_mask.png"):
+    for name in ("lonely/b_mask.png", "two/a_mask.webp", "damaged/a_mask.png", "twice/a_mask.bmp", "twice/a_mask.png"):
         Image.open("m.png").save(name)
-    for name in ("lonely/a.png", "two/a.bmp", "two/a.png", "damaged/a.png"):
+    for name in ("lonely/a.png", "two/a.bmp", "two/a.png", "damaged/a.png", "twice/a.png"):
         Image.open("a.png").save(name)
     Image.open("a.png").save("damaged/b.png")
     Path("damaged/b_mask.png").write_bytes(b"")
@@ -47,6 +47,7 @@ def files():
     "flags, said",
     [
         ([], "--init-img is missing: give --init-img and --mask, or --indir, a folder of both"),
+        (["--indir", "twice"], "'twice' has several masks for a.png: a_mask.bmp, a_mask.png; keep one"),
         (["--init-img", "a.png"], "--mask is missing: give --init-img and --mask, or --indir"),
         (["--mask", "m.png"], "--init-img is missing"),
         (["--init-img", ""], "--init-img: the path is empty"),
