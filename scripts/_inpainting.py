@@ -1,6 +1,7 @@
 """How a hole in pictures is filled: by any model that draws, and by those that are shown the picture and its mask.
 
 - masking: latents without a pixel of the hole are kept, at each step, and the others sampled (`ldm.sampling.mask`);
+  the less of it one holds, the later, so that what is drawn finds its place inside of the hole;
 - concat: LDM's inpainting model sees the picture, black in the hole, and the mask from -1 to 1, and is told nothing;
 - hybrid: Stable Diffusion's see the mask from 0 to 1, and the picture, grey in the hole; they are told a text, too.
 
@@ -49,11 +50,12 @@ def shown_and_given(model, way: str, images, holes, strength: float = 1.0) -> tu
     given = {} if strength == 1 else {"init": _machine.encode(model, images), "strength": strength}
     if way == "masking":
         latents = _machine.encode(model, images)
-        keep = 1 - F.adaptive_max_pool2d(holes, latents.shape[2:])
-        if not keep.flatten(1).any(1).all():
+        share = F.adaptive_avg_pool2d(holes, latents.shape[2:])  # of the hole, in each latent
+        if not (share == 0).flatten(1).any(1).all():
             warnings.warn("each latent holds a pixel of the hole, so that the model sees nothing of what is kept; "
                           "make the hole smaller, or the picture larger", stacklevel=2)  # fmt: skip
-        return {}, {**given, "x0": latents, "mask": keep, "blend_final": True}
+        keep = 1 - share / share.amax((1, 2, 3), keepdim=True)  # in one latent, at least, all steps are free
+        return {}, {**given, "x0": latents, "mask": keep, "gradual_mask": True, "blend_final": True}
     if way == "concat":
         rest = model.get_learned_conditioning((images + 1) * (1 - holes) - 1)
         seen = [rest, F.interpolate(2 * holes - 1, rest.shape[2:]).to(rest)]  # the nearest pixel, as in its training

@@ -281,6 +281,7 @@ def test_make_schedule_refuses_a_bad_value_and_keeps_the_schedule_it_had(options
         ({"normals_sequence": [X] * S, "eta": 0.0}, "normals_sequence"),
         ({"corrector_kwargs": {"strength": 1.0}}, "corrector_kwargs"),
         ({"blend_final": True}, "blend_final"),
+        ({"gradual_mask": True}, "gradual_mask"),
         ({"guidance_rescale": 0.5}, "guidance_rescale"),
     ],
 )

@@ -101,13 +101,18 @@ def noise(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_by_masking_all_cells_without_a_pixel_of_the_hole_are_kept(tiny):
+def test_by_masking_all_cells_without_a_pixel_of_the_hole_are_kept_and_others_by_their_share_of_it(tiny):
+    """Relative to the cell with the most of it, which is free at all steps."""
     model, hole = loaded(tiny), a_hole(12, 8)
     x, holes = to_tensor(Image.fromarray(scene(12, 8))), torch.from_numpy(hole)[None, None].float()
     shown, given = _inpainting.shown_and_given(model, "masking", x, holes)
-    kept = [[not hole[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].any() for j in range(6)] for i in range(4)]
-    assert not shown and given["mask"].tolist() == [[[[float(k) for k in row] for row in kept]]]
-    assert 0 < given["mask"].sum() < 24
+    free = [[hole[2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean() for j in range(6)] for i in range(4)]
+    assert not shown and given["gradual_mask"] and given["mask"].tolist() == [[(1 - np.array(free)).tolist()]]
+    assert {0.0, 0.5, 1.0} == {float(m) for m in given["mask"].flatten()}
+    thin = torch.zeros_like(holes)
+    thin[..., 3, 4:7] = 1  # two pixels of a cell, and one of the next
+    mask = _inpainting.shown_and_given(model, "masking", x, thin)[1]["mask"]
+    assert mask[0, 0, 1].tolist() == [1, 1, 0, 0.5, 1, 1] and mask.sum() == 24 - 1.5
     torch.testing.assert_close(given["x0"], model.encode_first_stage(x).mode())
 
 
@@ -115,13 +120,13 @@ def test_by_masking_the_hole_is_what_the_sampler_draws_around_the_pictures_laten
     pixels, hole = write("a")
     drawn = fill(*flags_of("a"), *PROMPT, "--seed", 7)[0]["a"][0]
     model = loaded(tiny)
-    cells = torch.from_numpy(hole.reshape(4, 2, 6, 2).any((1, 3)))[None, None]
+    free = torch.from_numpy(hole.reshape(4, 2, 6, 2).mean((1, 3))).float()[None, None]
     with torch.no_grad():
         x0 = model.encode_first_stage(to_tensor(Image.fromarray(pixels))).mode()
         cond, uncond = (model.get_learned_conditioning([text]) for text in ("a red circle", ""))
         z, _ = DDIMSampler(model).sample(
-            4, 1, (4, 4, 6), cond, mask=1 - cells.float(), x0=x0, blend_final=True, seeds=[7], progress=False,
-            unconditional_guidance_scale=2.0, unconditional_conditioning=uncond,
+            4, 1, (4, 4, 6), cond, mask=1 - free / free.max(), x0=x0, gradual_mask=True, blend_final=True, seeds=[7],
+            unconditional_guidance_scale=2.0, unconditional_conditioning=uncond, progress=False,
         )  # fmt: skip
         expected = np.asarray(to_pil(model.decode_first_stage(z))[0])
     assert far(drawn[hole], expected[hole]) <= 1

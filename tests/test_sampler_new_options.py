@@ -243,7 +243,7 @@ def test_an_override_of_make_schedule_gets_what_is_said_and_nothing_else():
     assert heard == [{}, {"final_alpha": "one", "steps_offset": 0}]
 
 
-@pytest.mark.parametrize("name", ["zero_terminal_snr", "rederive_eps", "batch_guidance", "blend_final"])
+@pytest.mark.parametrize("name", ["zero_terminal_snr", "rederive_eps", "batch_guidance", "blend_final", "gradual_mask"])
 @pytest.mark.parametrize("value", ["false", math.nan, 2])
 def test_a_yes_or_no_in_other_words_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} = .*: choose True or False"):

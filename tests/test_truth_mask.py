@@ -79,6 +79,27 @@ def test_a_soft_mask_mixes():
     torch.testing.assert_close(out, run(KEEP * 0.5) * (1 - KEEP * 0.5) + X0 * KEEP * 0.5, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_gradual_or_not_is_the_same_for_masks_of_zeros_and_ones(eta):
+    assert torch.equal(run(KEEP, eta, gradual_mask=True), run(KEEP, eta))
+    assert torch.equal(run(KEEP, eta, gradual_mask=True, blend_final=True), run(KEEP, eta, blend_final=True))
+
+
+@pytest.mark.parametrize("m, steps", [(0.0, 0), (0.04, 1), (0.5, 5), (0.51, 6), (0.95, 10), (1.0, 10)])
+def test_a_gradual_mask_keeps_for_its_share_of_the_steps_the_first_ones(m, steps):
+    """What is kept is put in before a step; what is not goes into it as it came out of the one before."""
+    mask = torch.zeros(4, 4, dtype=torch.float64)
+    mask[1, 2] = m
+    sampler = DDIMSampler(MixtureModel(one_mode(SHAPE)))
+    options = {"mask": mask, "gradual_mask": True, "x0": X0, "x_T": X_T, "blend_final": True}
+    seen = list(sampler.steps(10, B, SHAPE, generator=torch.Generator().manual_seed(0), **options))
+    came = [X_T, *(step.x_prev for step in seen)]
+    kept = [not torch.equal(x[..., 1, 2], step.x_t[..., 1, 2]) for x, step in zip(came, seen)]
+    assert kept == [True] * steps + [False] * (10 - steps)
+    assert all(torch.equal(x[..., 0, 0], step.x_t[..., 0, 0]) for x, step in zip(came, seen))
+    assert torch.equal(came[-1][..., 1, 2], X0[..., 1, 2]) == (m == 1)
+
+
 @pytest.mark.parametrize("source", ["global", "generator"])
 @pytest.mark.parametrize("shape", [SHAPE, (1, *SHAPE), (B, *SHAPE)])
 def test_one_known_picture_serves_the_whole_batch(shape, source):

@@ -50,6 +50,8 @@ class Options:
       init, strength     latents (B, …) to start from, noised to the level of the last int(strength · S) of the S steps,
                          which are those taken, at least one; 0 < strength ≤ 1, and 1 leaves the least of `init`
     The rest:
+      gradual_mask       what is m in the mask, between 0 and 1, is kept in the first m · S steps (Levin & Fried 2023);
+                         else x0 and what is sampled are mixed there, at each step
       blend_final        with a mask: put x0 back into the known region, exactly, after the last step
       progress           show a bar; None does what `verbose` says
     """
@@ -74,6 +76,7 @@ class Options:
     rederive_eps: bool = False
     init: Tensor | None = None
     strength: float = 1.0
+    gradual_mask: bool = False
     blend_final: bool = False
     progress: bool | None = None
 
@@ -82,7 +85,7 @@ class Options:
             raise ValueError(f'final_alpha = {self.final_alpha!r}: choose "first" (ᾱ of timestep 0) or "one"')
         if self.sigma not in ("small", "large"):
             raise ValueError(f'sigma = {self.sigma!r}: choose "small" (eta decides) or "large" (DDPM\'s σ̂)')
-        for name in ("zero_terminal_snr", "rederive_eps", "batch_guidance", "blend_final"):
+        for name in ("zero_terminal_snr", "rederive_eps", "batch_guidance", "gradual_mask", "blend_final"):
             if getattr(self, name) not in (True, False) or isinstance(getattr(self, name), float):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: choose True or False")
         numbers = ("steps_offset", "guidance_rescale", "image_guidance_scale", "clip_x0", "dynamic_threshold_max",

@@ -133,6 +133,7 @@ def warn_idle(
         ("noise_dropout", request.noise_dropout > 0 and quiet, why_quiet),
         ("normals_sequence", request.normals_sequence is not None and quiet, why_quiet),
         ("x0", request.x0 is not None and request.mask is None, "there is no mask"),
+        ("gradual_mask", given.get("gradual_mask") and request.mask is None, "there is no mask"),
         ("blend_final", given.get("blend_final") and request.mask is None, "there is no mask"),
         ("corrector_kwargs", request.corrector_kwargs and request.score_corrector is None, "there is no corrector"),
         ("unconditional_guidance_scale", request.unconditional_guidance_scale != 1 and speechless, why_unguided),

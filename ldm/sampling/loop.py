@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .arguments import Options, Request, warn, without_none
 from .checks import check_finite, check_predictions, check_request, warn_idle
 from .guidance import Conditioning, guidance_scales
-from .mask import keep_known
+from .mask import keep_known, kept_at
 from .noise import NoiseSource, noise_source
 from .schedule import Levels, q_sample
 
@@ -108,13 +108,13 @@ class Run:
             checked = now
             t = torch.full((len(x),), levels.timesteps[index], device=x.device, dtype=torch.long)
             if self.mask is not None:
-                x = keep_known(x, self.known(x, t, index), self.mask)
+                x = keep_known(x, self.known(x, t, index), self.mask_at(i))
             x_prev, x0 = step(
                 x, self.cond, t, index=index, unconditional_guidance_scale=self.scales[i],
                 **arguments, **self.image_guidance(i), **self.noise(i, index, x),
             )  # fmt: skip
             if index == 0 and self.mask is not None and self.options.blend_final:
-                x_prev = keep_known(x_prev, self.x0.to(x_prev), self.mask)
+                x_prev = keep_known(x_prev, self.x0.to(x_prev), self.mask_at(n))
             sums.append(x_prev.sum())
             yield Step(index, levels.timesteps[index], x, x0, x_prev)
             x = x_prev
@@ -141,6 +141,10 @@ class Run:
         else:
             noise = self.source.normal(x.shape, x.device, x.dtype)
         return {"noise": self.source.dropout(noise, self.request.noise_dropout)}
+
+    def mask_at(self, i: int) -> Tensor:
+        """The mask before step i, or after the last one."""
+        return kept_at(self.mask, i, len(self.levels)) if self.options.gradual_mask else self.mask
 
     def known(self, x: Tensor, t: Tensor, index: int) -> Tensor:
         """x0 at x's noise level: by the model's q_sample, as in CompVis, unless noise or levels are not the model's."""

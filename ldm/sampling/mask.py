@@ -1,4 +1,5 @@
-"""Keep a known region while the rest is sampled (CompVis' inpainting). Mask 1 = keep, 0 = sample, between = mix."""
+"""Keep a known region while the rest is sampled (CompVis' inpainting). Mask 1 = keep, 0 = sample, between = mix, or
+keep at first."""
 
 from __future__ import annotations
 
@@ -14,6 +15,15 @@ def keep_known(x: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     Before a step `known` is x0 noised to x's level, so that the step sees one picture; after the last it is x0.
     """
     return mask * known + (1 - mask) * x
+
+
+def kept_at(mask: Tensor, i: int, n: int) -> Tensor:
+    """The mask at step i of n (0: the noisiest), 0 and 1 alone: what is m between them is kept in the first m·n steps.
+
+    Levin & Fried 2023, "Differential Diffusion": what is coarse is settled first, while more around it is known.
+    At i = n, after the last step, 1 alone is kept.
+    """
+    return ((mask * n > i) | (mask == 1)).to(mask)
 
 
 def check_mask(mask: Tensor, x0: Tensor | None, shape: tuple[int, ...]) -> None:

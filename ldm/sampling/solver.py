@@ -83,6 +83,7 @@ class Solver(Sampler):
         rederive_eps: bool | None = None,
         init: Tensor | None = None,
         strength: float | None = None,
+        gradual_mask: bool | None = None,
         blend_final: bool | None = None,
         progress: bool | None = None,
         **unknown: Any,
