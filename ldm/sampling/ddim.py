@@ -12,10 +12,12 @@ from torch import Tensor
 from .arguments import ENCODES, Request, refuse_unknown, select
 from .checks import check_tensors
 from .denoise import denoise, limit
-from .guidance import Conditioning
+from .guidance import Conditioning, Guide
 from .inversion import invert, logged
 from .loop import Run, Step
+from .model import parameterization_of
 from .noise import global_noise
+from .prediction import predict
 from .schedule import Levels
 from .solver import Solver
 from .transition import ddim_step
@@ -39,6 +41,25 @@ class DDIMSampler(Solver):
 
     def stepper(self, levels: Levels) -> Callable[..., tuple[Tensor, Tensor]]:
         return self.p_sample_ddim
+
+    def direct(self, run: Run) -> Callable[[Tensor, int, int], tuple[Tensor, Tensor]] | None:
+        """p_sample_ddim's numbers without its arguments, where nothing is done to eps and x0."""
+        r, o, levels, guide, kind = run.request, run.options, run.levels, run.guide, parameterization_of(self.model)
+        limited = r.quantize_x0 or o.clip_x0 or r.dynamic_threshold is not None
+        if limited or r.score_corrector is not None or not self.steps_itself:
+            return None
+        steps = list(zip(levels.alpha_bar, levels.alpha_bar_prev, levels.sigma, levels.noise_scale, strict=True))
+        drawn = run.source.is_global or r.normals_sequence is not None or any(levels.sigma)
+
+        def step(x: Tensor, i: int, index: int) -> tuple[Tensor, Tensor]:
+            alpha_bar, alpha_bar_prev, sigma, scale = steps[index]
+            output = guide(x, index, run.scales[i], run.image_scales[i])
+            x0, eps = predict(output, x, alpha_bar, kind)
+            noise = run.noise(i, index, x) if drawn else 0.0
+            noise = global_noise(x, dropout=r.noise_dropout) if noise is None else noise
+            return ddim_step(x0, eps, alpha_bar_prev, sigma, r.temperature * scale * noise if sigma else 0.0), x0
+
+        return step
 
     @torch.no_grad()
     def p_sample_ddim(
@@ -66,10 +87,12 @@ class DDIMSampler(Solver):
         dynamic_threshold_max: float = inf,
         rederive_eps: bool = False,
         noise: Tensor | float | None = None,
+        guide: Guide | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One step: (x_prev, x0) from latents `x` (B, …) at level `index`, with the model asked at timesteps `t` (B,).
 
         `noise` is used as it is; None draws it from the global generator, also where none is needed, as CompVis does.
+        `guide`: the run's, of these conditionings; without it one is made.
         """
         levels = self.levels(use_original_steps)
         alpha_bar = levels.alpha_bar[index]
@@ -78,6 +101,7 @@ class DDIMSampler(Solver):
             unconditional_guidance_scale=unconditional_guidance_scale,
             unconditional_conditioning=unconditional_conditioning, image_conditioning=image_conditioning,
             image_guidance_scale=image_guidance_scale, guidance_rescale=guidance_rescale, batch_guidance=batch_guidance,
+            guide=guide,
         )  # fmt: skip
         x0, eps = limit(
             self.model, x, x0, eps, alpha_bar, quantize_denoised=quantize_denoised, dynamic_threshold=dynamic_threshold,

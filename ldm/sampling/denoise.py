@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .guidance import Conditioning, guided_output
+from .guidance import Conditioning, Guide
 from .model import parameterization_of, quantize
 from .prediction import eps_from_x0, limit_x0, predict, x0_from_eps
 
@@ -31,12 +31,15 @@ def denoise(
     image_guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
     batch_guidance: bool = True,
+    guide: Guide | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(x0, eps) of latents `x` (B, …) at the level ᾱ = `alpha_bar`, by the model, asked at timesteps `t` (B,)."""
-    output = guided_output(
-        model, x, t, c, unconditional_conditioning, unconditional_guidance_scale, image=image_conditioning,
-        image_scale=image_guidance_scale, rescale=guidance_rescale, batched=batch_guidance,
-    )  # fmt: skip
+    if guide is None:
+        guide = Guide(
+            model, c, unconditional_conditioning, image=image_conditioning, rescale=guidance_rescale,
+            batched=batch_guidance,
+        )  # fmt: skip
+    output = guide(x, t, unconditional_guidance_scale, image_guidance_scale)
     x0, eps = predict(output, x, alpha_bar, parameterization_of(model))
     if score_corrector is not None:
         eps = score_corrector.modify_score(model, eps, x, t, c, **(corrector_kwargs or {}))

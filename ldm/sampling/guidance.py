@@ -4,44 +4,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .values import as_interval, as_number
+from .values import as_interval, as_number, to_device
 
 # A tensor, or lists and dicts of tensors, numbers and None, nested. What else the model understands passes untouched.
 Conditioning = Any
 
 
-def guided_output(
-    model,
-    x: Tensor,
-    t: Tensor,
-    cond: Conditioning,
-    uncond: Conditioning = None,
-    scale: float = 1.0,
-    *,
-    image: Conditioning = None,
-    image_scale: float = 1.0,
-    rescale: float = 0.0,
-    batched: bool = True,
-) -> Tensor:
-    """uncond + scale (cond − uncond), in x's precision; with `image`, what the picture alone says, two scales:
+class Guide:
+    """A model, asked again and again under the same conditionings, its answers combined: called with what one step is.
 
+    uncond + scale (cond − uncond), in x's precision; with `image`, what the picture alone says, two scales:
     uncond + image_scale (image − uncond) + scale (cond − image), Brooks et al. 2023 (InstructPix2Pix), eq. 3.
+    `rescale`: φ of `rescale_guidance`.
 
     The model is asked only for what does not cancel: at scale 1, or without uncond, for cond alone. One call for all,
     where they can be concatenated, else, or with `batched=False` (less memory), one after the other. Linear in eps, v
     and x0 alike: at one noise level each is an affine function of the other.
     """
-    conds, scales = chain(cond, uncond, scale, image, image_scale)
-    outputs = run_each(model, x, t, conds, batched)
-    guided = outputs[0]
-    for factor, below, above in zip(scales, outputs, outputs[1:], strict=False):
-        guided = guided + factor * (above - below)
-    return rescale_guidance(guided, outputs[-1], rescale) if rescale and scales else guided
+
+    def __init__(
+        self, model, cond: Conditioning, uncond: Conditioning = None, *, image: Conditioning = None,
+        rescale: float = 0.0, batched: bool = True, timesteps: Sequence[int] = (),
+    ):  # fmt: skip
+        self.model, self.cond, self.uncond, self.image = model, cond, uncond, image
+        self.rescale, self.batched, self.timesteps = rescale, batched, timesteps
+        self._plans: dict[tuple, tuple] = {}  # by the scales: what to ask for
+        self._joined: dict[int, tuple] = {}  # by how many: the leaves, their versions, and the two joined
+        self._times: dict[int, Sequence[Tensor]] = {}  # by how many: for each of `timesteps`
+
+    def __call__(self, x: Tensor, t: Tensor | int, scale: float = 1.0, image_scale: float = 1.0) -> Tensor:
+        """The guided output for latents `x` (B, …) at timesteps `t` (B,), or at the t-th of `timesteps`."""
+        key = scale, image_scale
+        if key not in self._plans:
+            self._plans[key] = chain(self.cond, self.uncond, scale, self.image, image_scale)
+        conds, scales = self._plans[key]
+        if len(conds) == 1:
+            return run_model(self.model, x, self.times(t, x.shape[0], x), conds[0])
+        outputs = self.outputs(x, t, conds)
+        guided = torch.lerp(outputs[0], outputs[1], scales[0])
+        for factor, below, above in zip(scales[1:], outputs[1:-1], outputs[2:], strict=True):
+            guided += factor * (above - below)
+        return rescale_guidance(guided, outputs[-1], self.rescale) if self.rescale else guided
+
+    def outputs(self, x: Tensor, t: Tensor | int, conds: Sequence[Conditioning]) -> Sequence[Tensor]:
+        """The model's output for each of the conditionings, by one call if they can be concatenated."""
+        n, batch = len(conds), x.shape[0]
+        joined, shared = self.joined(conds) if self.batched else (None, None)
+        if shared is not None:
+            return run_model(self.model, x, self.times(t, batch, x), shared, n).chunk(n)
+        if joined is not None:
+            return run_model(self.model, torch.cat([x] * n), self.times(t, n * batch, x), joined).chunk(n)
+        return [run_model(self.model, x, self.times(t, batch, x), cond) for cond in conds]
+
+    def times(self, t: Tensor | int, count: int, x: Tensor) -> Tensor:
+        """The timesteps of `count` latents. Those of `timesteps` go to the device once, all together."""
+        if isinstance(t, Tensor):
+            return t if len(t) == count else t.repeat(count // len(t))
+        if count not in self._times:
+            rows = torch.tensor(self.timesteps).repeat_interleave(count).view(-1, count)
+            self._times[count] = to_device(rows, x.device).unbind()
+        return self._times[count][t]
+
+    def joined(self, conds: Sequence[Conditioning]) -> tuple[Conditioning, Conditioning]:
+        """The conditionings along the batch, and such as the model wants for latents that are not repeated, or None.
+
+        Made once, so that a model can tell that they are the same as in the step before; again if they were changed.
+        """
+        leaves = _leaves(conds)
+        state = [0 if leaf.is_inference() else leaf._version for leaf in leaves]
+        known = self._joined.get(len(conds))
+        if known is None or known[1] != state or not all(map(is_, known[0], leaves)):
+            share = getattr(self.model, "share_latents", None)
+            shared = share(conds) if callable(share) else None
+            joined = pair_conditionings(*conds) if shared is None else None
+            self._joined[len(conds)] = known = leaves, state, (joined, shared)
+        return known[2]
+
+
+def guided_output(
+    model, x: Tensor, t: Tensor, cond: Conditioning, uncond: Conditioning = None, scale: float = 1.0, *,
+    image: Conditioning = None, image_scale: float = 1.0, rescale: float = 0.0, batched: bool = True,
+) -> Tensor:  # fmt: skip
+    """`Guide`, asked once."""
+    return Guide(model, cond, uncond, image=image, rescale=rescale, batched=batched)(x, t, scale, image_scale)
 
 
 def chain(
@@ -55,25 +106,20 @@ def chain(
     return conds, scales
 
 
-def run_each(model, x: Tensor, t: Tensor, conds: Sequence[Conditioning], batched: bool = True) -> Sequence[Tensor]:
-    """The model's output for each of the conditionings, by one call if they can be concatenated."""
-    n = len(conds)
-    joined = pair_conditionings(*conds) if batched and n > 1 else None
-    if joined is None:
-        return [run_model(model, x, t, cond) for cond in conds]
-    return run_model(model, torch.cat([x] * n), torch.cat([t] * n), joined).chunk(n)
+def run_model(model, x: Tensor, t: Tensor, cond: Conditioning, n: int = 1) -> Tensor:
+    """The network's output in the latents' precision, whatever it computes in. ValueError unless of x's shape.
 
-
-def run_model(model, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """The network's output in the latents' precision, whatever it computes in. ValueError unless of x's shape."""
+    `n`: under `cond` that the model's `share_latents` gave, the answers to so many conditionings along the batch.
+    """
     output = model.apply_model(x, t, cond)
-    if not isinstance(output, Tensor) or output.shape != x.shape:
+    due = x.shape if n == 1 else torch.Size((n * len(x), *x.shape[1:]))
+    if not isinstance(output, Tensor) or output.shape != due:
         answer = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"the model returned {answer} for latents of shape {tuple(x.shape)}: a tensor of that shape is due "
+            f"the model returned {answer} for latents of shape {tuple(x.shape)}: a tensor of shape {tuple(due)} is due "
             "(a network that also predicts its variance must drop those channels in apply_model)"
         )
-    return output.to(x.dtype)
+    return output if output.dtype == x.dtype else output.to(x.dtype)
 
 
 def rescale_guidance(guided: Tensor, given: Tensor, phi: float) -> Tensor:
@@ -138,6 +184,16 @@ def check_batch(cond: Conditioning, batch_size: int, name: str) -> None:
                 f"{path} has shape {tuple(tensor.shape)}, so it is for {len(tensor)} samples, but batch_size is "
                 f"{batch_size}: repeat or slice it to one row for each sample"
             )
+
+
+def _leaves(cond: Conditioning) -> list[Tensor]:
+    if isinstance(cond, Tensor):
+        return [cond]
+    leaves: list[Tensor] = []
+    if isinstance(cond, dict | list | tuple):
+        for part in cond.values() if isinstance(cond, dict) else cond:
+            leaves += [part] if isinstance(part, Tensor) else _leaves(part)
+    return leaves
 
 
 def _tensors(cond: Conditioning, path: str) -> Iterator[tuple[str, Tensor]]:

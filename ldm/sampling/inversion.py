@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .arguments import warn
 from .checks import check_finite
-from .guidance import guided_output
 from .loop import Run
 from .model import parameterization_of
 from .prediction import predict
@@ -30,16 +29,12 @@ def invert(run: Run, refine: int = 0) -> Iterator[Tensor]:
 
     FloatingPointError if the latents end up not finite; a warning where the refinement went away from a solution.
     """
-    model, levels, x, sums, away = run.sampler.model, run.levels, run.x, [], []
-    uncond, kind = run.request.unconditional_conditioning, parameterization_of(model)
-    guidance = {"rescale": run.options.guidance_rescale, "batched": run.options.batch_guidance}
-    guidance["image"] = run.options.image_conditioning
+    levels, x, sums, away = run.levels, run.x, [], []
+    kind = parameterization_of(run.sampler.model)
     for i in run.bar(range(len(levels))):
-        t = torch.full((len(x),), levels.timesteps[i], device=x.device, dtype=torch.long)
         alpha_bar, guesses = levels.alpha_bar[i], [x]
         for k in range(1 + refine):
-            scales = {"scale": run.scales[-1 - i], "image_scale": run.image_scales[-1 - i]}
-            output, means = guided_output(model, guesses[-1], t, run.cond, uncond, **scales, **guidance), kind
+            output, means = run.guide(guesses[-1], i, run.scales[-1 - i], run.image_scales[-1 - i]), kind
             if k and kind == "x0":
                 x0, eps = predict(output, guesses[-1], alpha_bar, kind)
                 output, means = q_sample(eps, alpha_bar, -x0), "v"  # v = √ᾱ eps − √(1 − ᾱ) x0

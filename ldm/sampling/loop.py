@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from .arguments import Options, Request, warn, without_none
 from .checks import check_finite, check_predictions, check_request, warn_idle
-from .guidance import Conditioning, guidance_scales
+from .guidance import Conditioning, Guide, guidance_scales
 from .mask import keep_known, kept_at
 from .noise import NoiseSource, noise_source
 from .schedule import Levels, q_sample
@@ -35,6 +36,9 @@ class Step:
     x_prev: Tensor  # after the last step: the samples
 
 
+_NOTHING = nullcontext()
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that is ready to go: what stays the same from step to step. Iterating takes the steps."""
@@ -45,6 +49,7 @@ class Run:
     request: Request
     options: Options
     levels: Levels
+    guide: Guide
     scales: list[float]  # of guidance, the first step's first
     image_scales: list[float]
     source: NoiseSource
@@ -83,73 +88,96 @@ class Run:
         check_predictions(sampler.model, levels, request.quantize_x0)
         if caller == "encode" and any(levels.sigma):
             warn("eta is not 0: decode adds noise and will not come back; call make_schedule with ddim_eta=0")
-        overridden = not getattr(type(sampler), sampler.STEP).__module__.startswith(__package__)
-        if overridden and any(scale != 1 for scale in levels.noise_scale):
+        if not sampler.steps_itself and any(scale != 1 for scale in levels.noise_scale):
             name = sampler.STEP
             warn(f'sigma = "large" is not in ddim_sigmas: a {name} of your own has to call super().{name}')
         warn_idle(request, given, options, scales, image_scales, levels)
 
         source = noise_source(shape[0], options.generator, options.seeds, options.noise_device)
+        guide = Guide(
+            sampler.model, cond, request.unconditional_conditioning, image=options.image_conditioning,
+            rescale=options.guidance_rescale, batched=options.batch_guidance, timesteps=levels.timesteps,
+        )  # fmt: skip
         x = start(request.x_T, options.init, shape, sampler.device, source, levels.alpha_bar[-1])
         mask = x0 = None
         if request.mask is not None:
             mask, x0 = request.mask.to(x), request.x0.to(x.device).reshape(-1, *shape[1:])
-        return cls(sampler, cond, x, request, options, levels, scales, image_scales, source, mask, x0, caller)
+        return cls(sampler, cond, x, request, options, levels, guide, scales, image_scales, source, mask, x0, caller)
 
-    @torch.no_grad()  # and not inference_mode: a score corrector may differentiate
     def __iter__(self) -> Iterator[Step]:
-        sampler, levels, n, x = self.sampler, self.levels, len(self.levels), self.x
-        step, arguments, sums, checked = sampler.stepper(levels), self.arguments(), [], None
+        levels, timesteps, mask, n, x = self.levels, self.levels.timesteps, self.mask, len(self.levels), self.x
+        step, sums, made = self.sampler.direct(self) or self.stepwise(), [], None
         for i in self.bar(range(n)):
-            index, now = n - 1 - i, sampler.levels(self.request.use_original_steps)
-            if now is not checked and now.lowest(n) != levels:
-                raise RuntimeError(f"make_schedule was called within a run: use another {type(sampler).__name__}"
-                                   " for the other run")
-            checked = now
-            t = torch.full((len(x),), levels.timesteps[index], device=x.device, dtype=torch.long)
-            if self.mask is not None:
-                x = keep_known(x, self.known(x, t, index), self.mask_at(i))
-            x_prev, x0 = step(
-                x, self.cond, t, index=index, unconditional_guidance_scale=self.scales[i],
-                **arguments, **self.image_guidance(i), **self.noise(i, index, x),
-            )  # fmt: skip
-            if index == 0 and self.mask is not None and self.options.blend_final:
-                x_prev = keep_known(x_prev, self.x0.to(x_prev), self.mask_at(n))
-            sums.append(x_prev.sum())
-            yield Step(index, levels.timesteps[index], x, x0, x_prev)
+            index = n - 1 - i
+            made = self.still(made)
+            with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:  # inference_mode: correctors differentiate
+                if mask is not None:
+                    x = keep_known(x, self.known(x, index), self.mask_at(i))
+                x_prev, x0 = step(x, i, index)
+                if mask is not None and index == 0 and self.options.blend_final:
+                    x_prev = keep_known(x_prev, self.x0.to(x_prev), self.mask_at(n))
+                sums.append(x_prev.sum())
+            yield Step(index, timesteps[index], x, x0, x_prev)
             x = x_prev
         check_finite(sums, levels.timesteps[::-1])
+
+    def still(self, made: object) -> object:
+        """What make_schedule left, at the first step and then; RuntimeError once it is not this run's."""
+        now = self.sampler._levels
+        if now is not made:
+            levels = self.sampler.levels(self.request.use_original_steps)
+            if levels.lowest(len(self.levels)) != self.levels:
+                name = type(self.sampler).__name__
+                raise RuntimeError(f"make_schedule was called within a run: use another {name} for the other run")
+        return now
+
+    def stepwise(self) -> Callable[[Tensor, int, int], tuple[Tensor, Tensor]]:
+        """The sampler's step with all its arguments, as a function of x, the step's number and its index."""
+        step, arguments = self.sampler.stepper(self.levels), self.arguments()
+
+        def take(x: Tensor, i: int, index: int) -> tuple[Tensor, Tensor]:
+            noise = self.noise(i, index, x)
+            return step(
+                x, self.cond, self.times(x, index), index=index, unconditional_guidance_scale=self.scales[i],
+                **arguments, **self.image_guidance(i), **({} if noise is None else {"noise": noise}),
+            )  # fmt: skip
+
+        return take
+
+    def times(self, x: Tensor, index: int) -> Tensor:
+        """The timestep of a level, (B,)."""
+        return torch.full((len(x),), self.levels.timesteps[index], device=x.device, dtype=torch.long)
 
     def bar(self, steps: Iterable) -> Iterable:
         """The steps with a progress bar, where one is to be shown."""
         show = self.sampler.verbose if self.options.progress is None else self.options.progress
-        return tqdm(steps, desc=BARS.get(self.caller, self.sampler.BAR), disable=not show)
+        return tqdm(steps, desc=BARS.get(self.caller, self.sampler.BAR)) if show else steps
 
     def image_guidance(self, i: int) -> dict[str, Any]:
         """The second scale of guidance as arguments, where there is one."""
         image = self.options.image_conditioning
         return {} if image is None else {"image_conditioning": image, "image_guidance_scale": self.image_scales[i]}
 
-    def noise(self, i: int, index: int, x: Tensor) -> dict[str, Any]:
-        """The noise of step i as an argument; none where the step is to draw it from the global generator."""
+    def noise(self, i: int, index: int, x: Tensor) -> Tensor | float | None:
+        """The noise of step i; None where the step is to draw it from the global generator."""
         if self.request.normals_sequence is not None:
             noise = self.request.normals_sequence[i].to(x)
         elif self.source.is_global:
-            return {}
+            return None
         elif self.levels.sigma[index] * self.request.temperature == 0:
-            return {"noise": 0.0}  # a given generator is not advanced for noise that is not used
+            return 0.0  # a given generator is not advanced for noise that is not used
         else:
             noise = self.source.normal(x.shape, x.device, x.dtype)
-        return {"noise": self.source.dropout(noise, self.request.noise_dropout)}
+        return self.source.dropout(noise, self.request.noise_dropout)
 
     def mask_at(self, i: int) -> Tensor:
         """The mask before step i, or after the last one."""
         return kept_at(self.mask, i, len(self.levels)) if self.options.gradual_mask else self.mask
 
-    def known(self, x: Tensor, t: Tensor, index: int) -> Tensor:
+    def known(self, x: Tensor, index: int) -> Tensor:
         """x0 at x's noise level: by the model's q_sample, as in CompVis, unless noise or levels are not the model's."""
         if self.source.is_global and self.sampler.levels_are_the_models and hasattr(self.sampler.model, "q_sample"):
-            return self.sampler.model.q_sample(self.x0, t).to(x.dtype)
+            return self.sampler.model.q_sample(self.x0, self.times(x, index)).to(x.dtype)
         noise = self.source.normal(x.shape, x.device, x.dtype)
         return q_sample(self.x0.to(x.dtype), self.levels.alpha_bar[index], noise)
 
@@ -172,6 +200,7 @@ class Run:
             "score_corrector": r.score_corrector,
             "corrector_kwargs": r.corrector_kwargs,
             "unconditional_conditioning": r.unconditional_conditioning,
+            **({"guide": self.guide} if self.sampler.steps_itself else {}),
         } | {name: value for name, (value, default) in ours.items() if value != default}
 
 

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def plus(x: Tensor | float, b: float, y: Tensor | float) -> Tensor | float:
+    """x + b y; of tensors in one pass."""
+    return torch.add(x, y, alpha=b) if isinstance(x, Tensor) else x + b * y
+
+
 def predict(output: Tensor, x_t: Tensor, alpha_bar: float, parameterization: str) -> tuple[Tensor, Tensor]:
     """(x0, eps) for a network that predicts "eps", "v" (Salimans & Ho 2022, appendix D) or "x0".
 
@@ -15,7 +20,7 @@ def predict(output: Tensor, x_t: Tensor, alpha_bar: float, parameterization: str
     """
     if parameterization == "v":
         signal, noise = sqrt(alpha_bar), sqrt(1 - alpha_bar)
-        return signal * x_t - noise * output, signal * output + noise * x_t
+        return plus(signal * x_t, -noise, output), plus(signal * output, noise, x_t)
     if parameterization == "x0":
         return output, eps_from_x0(x_t, output, alpha_bar)
     return x0_from_eps(x_t, output, alpha_bar), output
@@ -25,12 +30,14 @@ def x0_from_eps(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """x0 = (x_t − √(1 − ᾱ) eps) / √ᾱ. ValueError at ᾱ = 0, where x_t holds no x0."""
     if alpha_bar == 0:
         raise ValueError("at ᾱ = 0 (zero terminal SNR) eps says nothing about x0: use a model that predicts v or x0")
-    return (x_t - sqrt(1 - alpha_bar) * eps) / sqrt(alpha_bar)
+    x0 = plus(x_t, -sqrt(1 - alpha_bar), eps)
+    x0 /= sqrt(alpha_bar)  # in place: it is new
+    return x0
 
 
 def eps_from_x0(x_t: Tensor, x0: Tensor, alpha_bar: float) -> Tensor:
     """eps = (x_t − √ᾱ x0) / √(1 − ᾱ); 0 at ᾱ = 1, where there is no noise."""
-    return (x_t - sqrt(alpha_bar) * x0) / sqrt(1 - alpha_bar) if alpha_bar < 1 else 0 * x0
+    return plus(x_t, -sqrt(alpha_bar), x0) / sqrt(1 - alpha_bar) if alpha_bar < 1 else 0 * x0
 
 
 def limit_x0(x0: Tensor, limit: bool | float, p: float | None, highest: float = inf) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .arguments import warn
 from .transition import ddim_sigma, ddpm_sigma
-from .values import check_numbers
+from .values import check_numbers, to_host
 
 BETA_SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
 
@@ -67,7 +68,7 @@ class NoiseSchedule:
     def of(cls, model) -> NoiseSchedule:
         """A model's own schedule: the values that it stores, widened, so that they are those it was trained with."""
         names = ("betas", "alphas_cumprod", "alphas_cumprod_prev")
-        stored = [torch.as_tensor(getattr(model, name)).detach().cpu() for name in names]
+        stored = [to_host(torch.as_tensor(getattr(model, name)).detach()) for name in names]
         for name, values in zip(names, stored, strict=True):
             if values.shape != (model.num_timesteps,):
                 raise ValueError(
@@ -164,12 +165,17 @@ class Levels:
         eta = float(eta)
         if sigma == "large" and eta != 1:
             raise ValueError(f'sigma = "large" is DDPM\'s and goes with eta = 1, not {eta:g}: pass eta=1, or "small"')
-        a, prev = [float(v) for v in alpha_bar], [float(v) for v in alpha_bar_prev]
+        numbers = (np.asarray(timesteps).tolist(), np.asarray(alpha_bar).tolist(), np.asarray(alpha_bar_prev).tolist())
+        return cls._of(*map(tuple, numbers), eta, sigma)
+
+    @classmethod
+    @lru_cache(maxsize=16)  # a sampler makes the same again at each call, of the original steps, too
+    def _of(cls, timesteps: tuple, a: tuple, prev: tuple, eta: float, sigma: str) -> Levels:
         sigmas = tuple(ddim_sigma(now, to, eta) for now, to in zip(a, prev, strict=True))
         scales = (1.0,) * len(a)
         if sigma == "large":  # no noise stays none: where the step ends at ᾱ = 1 it has none to add
             scales = tuple(ddpm_sigma(*step) / s if s else 1.0 for *step, s in zip(a, prev, sigmas, strict=True))
-        return cls(tuple(int(t) for t in timesteps), tuple(a), tuple(prev), sigmas, scales, eta)
+        return cls(timesteps, a, prev, sigmas, scales, eta)
 
     def __len__(self) -> int:
         return len(self.timesteps)

@@ -37,6 +37,15 @@ class Solver(Sampler):
         """
         raise NotImplementedError
 
+    @property
+    def steps_itself(self) -> bool:
+        """Whether the step is ours, and neither a subclass' own nor set on this sampler."""
+        return getattr(getattr(self, self.STEP), "__module__", "").startswith(__package__)
+
+    def direct(self, run: Run) -> Callable[[Tensor, int, int], tuple[Tensor, Tensor]] | None:
+        """A shorter way to the same step: (x, its number, its index) → (x_prev, x0); None where there is none."""
+        return None
+
     @torch.no_grad()
     def sample(
         self,

@@ -9,7 +9,7 @@ from math import sqrt
 
 from torch import Tensor
 
-from .prediction import predict
+from .prediction import plus, predict
 
 
 def ddim_sigma(alpha_bar: float, alpha_bar_prev: float, eta: float) -> float:
@@ -42,7 +42,8 @@ def ddim_step(
 
     `x0`, `eps`: what the model predicts at x_t, each of x_t's shape; `noise`: standard normal, of that shape.
     """
-    return sqrt(alpha_bar_prev) * x0 + eps_weight(alpha_bar_prev, sigma) * eps + sigma * noise
+    mean = plus(sqrt(alpha_bar_prev) * x0, eps_weight(alpha_bar_prev, sigma), eps)
+    return plus(mean, sigma, noise) if sigma else mean
 
 
 def ddim_inverse_step(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # What a numeric argument must satisfy, and what to say if it does not. NaN satisfies none of them.
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -67,3 +68,22 @@ def as_device(name: str, device: torch.device | str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{name} = {str(device)!r} is not available here ({reason}): choose another") from error
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """`tensor` there. From the host to CUDA it is queued: nothing waits for what the device has still to do."""
+    return tensor.to(device, dtype, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """`tensor` on the CPU. Waits for what the device has to do; the one way in which a sampler does so.
+
+    On CUDA through an event, which `torch.cuda.set_sync_debug_mode` lets pass: any other wait is one by mistake.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(tensor.device))
+    arrived.synchronize()
+    return here
