@@ -83,6 +83,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return opt
 
 
+def check_sheet(path: Path) -> None:
+    """What would be found too late, after the sampling: a sheet that cannot be saved under its name."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--sheet {path} is a folder; give a file's name in it, such as {path / 'sheet.png'}")
+    if path.suffix.lower() != ".png":
+        better = path.with_suffix(".png")
+        raise ValueError(f"--sheet {path} is no PNG's name; give one that ends in .png, such as {better}")
+    _cli.check_writable(path.parent, "--sheet")
+
+
 def fill(model, sampler, part: Sequence[Task], options: dict, seed: int) -> list:
     """The pictures of some tasks, their holes filled as their captions say; picture i has the seed `seed` + i."""
     import numpy as np
@@ -120,10 +130,10 @@ def scored(task: Task, picture) -> dict[str, bool]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
+    if opt.sheet is not None:
+        check_sheet(opt.sheet)
     config, checkpoint, _ = _model.open_model(opt)
     check(config, opt)
-    if opt.sheet is not None:
-        _cli.check_writable(opt.sheet.parent, "--sheet")
 
     import torch
     from tqdm import tqdm

@@ -93,3 +93,20 @@ def test_the_script_prints_its_table_and_saves_its_sheet(tmp_path, capsys):
     (total,) = [line for line in said if line.startswith("| all ")]
     assert float(total.split("|")[3].strip(" %")) >= 50
     assert Image.open(sheet).width > 800
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("folder", "--sheet folder is a folder; give a file's name in it, such as folder/sheet.png"),
+        ("folder.png", "--sheet folder.png is a folder; give a file's name in it, such as folder.png/sheet.png"),
+        ("sheet", "--sheet sheet is no PNG's name; give one that ends in .png, such as sheet.png"),
+        ("sheet.jpg", "--sheet sheet.jpg is no PNG's name; give one that ends in .png, such as sheet.png"),
+        ("none/sheet.png", "--sheet: no file can be made in 'none' (No such file or directory); give another folder"),
+    ],
+)
+def test_a_sheet_that_cannot_be_saved_is_an_error_before_a_model_is_loaded(name, said, run, no_model, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    status, _, errors = run("--sheet", name, model=(), script=score_inpainting)
+    assert status == 2 and errors == [f"score_inpainting: error: {said}"]
