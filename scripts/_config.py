@@ -184,6 +184,16 @@ def of_model(config, key: str, kind: Any) -> Any:
     return None if value is None else typed(f"model.params.{key}", value, kind)
 
 
+def timesteps(config) -> int | None:
+    """T, where it is known before the model is built: what the config says, else the default of a class that is ours
+    (another class may have another one). Betas that are given say it by their number, to the model."""
+    if of_model(config, "given_betas", Any) is not None:
+        return None
+    ours = (config.model.get("target") or "").startswith("ldm.models.diffusion.ddpm.")
+    said = of_model(config, "timesteps", int)
+    return 1000 if said is None and ours else said
+
+
 def latent_shape(config, H: int | None, W: int | None, C: int | None, f: int | None) -> tuple[int, int, int]:
     """(C, H / f, W / f), the shape of the latents of a picture of H×W pixels; None takes what the config says.
 

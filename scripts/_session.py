@@ -69,16 +69,15 @@ class Session:
 
     def _check_sampler(self, eta: float | None) -> None:
         """S, and an eta that was said; a default of eta is for samplers that know noise."""
-        from ldm.sampling.plms import PLMSSampler, refuse_eta
         from ldm.sampling.timesteps import check_count
 
-        total = _config.of_model(self.config, "timesteps", int)
-        check_count(self.options["S"], 1000 if total is None else total)
+        if (total := _config.timesteps(self.config)) is not None:
+            check_count(self.options["S"], total)
         said = eta is not None or "eta" in (self.config.sampler.get("params") or {})
         if getattr(self._class, "DETERMINISTIC", False) and not said:
             self.options["eta"] = 0.0
-        if issubclass(self._class, PLMSSampler):
-            refuse_eta(self.options["eta"])
+        if check_eta := getattr(self._class, "check_eta", None):  # a sampler of one's own need not have it
+            check_eta(self.options["eta"])
 
     @property
     def guided(self) -> bool:

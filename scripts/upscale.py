@@ -21,7 +21,7 @@ from _session import Jobs, Session
 
 SCALE = 9.0  # Stability's for this model, as the noise level
 LEVEL = 20
-MOST = 512 * 512  # pixels of the small picture: 2048x2048 come out of it, and some 10 GB are needed
+MOST = 512 * 512  # pixels of the small picture: 2048x2048 come out of it
 OTHER = 0x9E3779B9  # a picture's seed is turned into another by these bits, for the noise on the small picture
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,6 +165,14 @@ def test_several_files_are_attached_to_a_model_and_prompts_use_their_words(tmp_p
     assert add_embeddings(model, {"<other>": toy}) == ["<other>"]
     torch.testing.assert_close(model.get_learned_conditioning(["<OTHER>"]), expected)
     assert list(model.embedding_manager.string_to_token_dict) == ["<toy>", "style", "<other>"]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_single_file_is_one_file_and_not_its_letters(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "a.pt", original({"<toy>": ONE}))
+    model = build()
+    assert add_embeddings(model, kind("a.pt")) == ["<toy>"] == list(model.embedding_manager.string_to_token_dict)
 
 
 def test_two_files_for_one_word_need_names(tmp_path):

@@ -172,6 +172,28 @@ def test_textual_inversion_goes_through_the_trainer(trainer):
     assert moved == {"embedding_manager.vectors.0"}
 
 
+def test_a_mixin_before_the_model_is_an_error_that_says_the_order():
+    from ldm.models.diffusion.lightning import LightningMixin
+
+    class Mine(LightningMixin):  # which may be before other classes, and be put behind a model
+        pass
+
+    class Good(LatentDiffusion, Mine):
+        pass
+
+    class Better(Good):
+        pass
+
+    assert isinstance(build(Better), lightning.LightningModule)
+    for mixin in (LightningMixin, Mine):
+        with pytest.raises(TypeError) as error:
+            type("Mixed", (mixin, LatentDiffusion), {})
+        assert str(error.value) == (
+            f"class Mixed({mixin.__name__}, LatentDiffusion): LightningMixin goes behind the model, as in "
+            f"class Mixed(LatentDiffusion, {mixin.__name__})"
+        )
+
+
 def test_the_package_that_is_in_use_is_taken(monkeypatch):
     """Both names are there, as those who install `lightning` have both; a Trainer takes its own package's modules."""
     from ldm.models.diffusion.lightning import _lightning_module

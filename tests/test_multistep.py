@@ -218,6 +218,14 @@ def test_compvis_paths_lead_to_the_samplers(cls):
     assert cls in (Dpm, Plms)
 
 
+def test_what_a_sampler_says_of_eta_is_known_before_there_is_a_model():
+    for sampler in (DDIMSampler, DPMSolverSampler):
+        sampler.check_eta(0.5)
+    PLMSSampler.check_eta(0.0)
+    with pytest.raises(ValueError, match="eta = 0.5: PLMS is deterministic; choose eta = 0, or DDIMSampler"):
+        PLMSSampler.check_eta(0.5)
+
+
 def test_eta_is_refused_by_plms_and_without_effect_on_dpm_solver():
     with pytest.raises(ValueError, match="eta = 0.5: PLMS is deterministic; choose eta = 0, or DDIMSampler"):
         draw(5, PLMSSampler(Model()), eta=0.5)

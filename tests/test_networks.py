@@ -74,6 +74,9 @@ def test_channels_last_gives_the_same_numbers():
 
 def test_autocast_training_widens_no_layer_and_its_gradients_agree():
     model, (x, t, c) = context_unet().requires_grad_(True), inputs()
+    with torch.no_grad():  # the reference starts from what bf16 holds too, so only the arithmetic differs
+        for tensor in (*model.parameters(), x, c):
+            tensor.copy_(tensor.bfloat16().float())
     weights = [model.input_blocks[0][0].weight, model.middle_block[1].transformer_blocks[0].attn2.to_k.weight]
     loss = model(x, t, c).square().mean()
     expected = torch.autograd.grad(loss, weights)
@@ -85,7 +88,7 @@ def test_autocast_training_widens_no_layer_and_its_gradients_agree():
         loss = model(x, t, c).square().mean()
     assert wide == [""]  # only the network's own output, which is float32 as its input is
     for grad, reference in zip(torch.autograd.grad(loss, weights), expected, strict=True):
-        assert (grad - reference).norm() < 0.05 * reference.norm()  # bf16: 0.02 to 0.035, by the processor
+        assert (grad - reference).norm() < 0.03 * reference.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

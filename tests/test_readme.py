@@ -1,4 +1,4 @@
-"""The command lines of README.md that need no files but those that are here, run with few steps."""
+"""The command lines of README.md and of docs/ that need no files but those that are here, run with few steps."""
 
 import importlib
 import re
@@ -9,17 +9,26 @@ import _cli
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-LINES = [line for line in re.findall(r"^    python scripts/(.*)$", TEXT, re.M) if "--ckpt" not in line]
-DRAWING = [line for line in LINES if line.split(".py")[0] in "txt2img img2img inpaint invert sample_diffusion".split()]
+DRAW = "txt2img img2img inpaint invert sample_diffusion".split()  # of the scripts, those that the bundled model serves
+
+
+def lines_of(page):
+    """What follows `python scripts/` in the page's command lines, but for those that need a file of the reader's."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    return [line for line in re.findall(r"^    (?:\w+=\S+ )?python scripts/(.*)$", text, re.M) if "--ckpt" not in line]
+
+
+README = lines_of(ROOT / "README.md")
+LINES = README + [line for page in sorted(ROOT.glob("docs/*.md")) for line in lines_of(page)]
+DRAWING = [line for line in LINES if line.split(".py")[0] in DRAW]
 
 
 def test_there_is_one_of_each_script_that_the_bundled_model_draws_with():
-    assert {line.split(".py")[0] for line in DRAWING} == set("txt2img img2img inpaint invert sample_diffusion".split())
+    assert set(DRAW) <= {line.split(".py")[0] for line in README}
 
 
 @pytest.mark.parametrize("line", DRAWING)
-def test_a_command_line_of_the_readme_draws(line, tmp_path, monkeypatch, capsys):
+def test_a_command_line_draws(line, tmp_path, monkeypatch, capsys):
     name, *flags = shlex.split(line.partition("#")[0])
     monkeypatch.chdir(ROOT)
     script = importlib.import_module(name.removesuffix(".py"))

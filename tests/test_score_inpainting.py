@@ -35,6 +35,23 @@ def test_the_hole_covers_its_thing_and_no_other(todo):
         assert 0.01 < task.hole.mean() < 0.35 and score(task.picture, scenes.describe(i))["count"]
 
 
+def test_another_seed_is_other_scenes_and_one_seed_always_the_same():
+    fresh, again = (score_inpainting.tasks(3, 77001) for _ in range(2))
+    for i, (task, same) in enumerate(zip(fresh, again, strict=True)):
+        np.testing.assert_array_equal(task.picture, Shapes(77001, test=True)[i][0])
+        np.testing.assert_array_equal(task.hole, same.hole)
+        assert task.wanted == same.wanted != score_inpainting.tasks(3)[i].wanted
+
+
+def test_the_scenes_are_those_of_the_flag(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(score_inpainting, "fill", lambda model, sampler, part, *_: asked.extend(part) or [None])
+    monkeypatch.setattr(score_inpainting, "scored", lambda *_: {"in the hole": True, "every part": True})
+    for flags, seed in ((["--scenes", "77001"], 77001), ([], 2022)):
+        score_inpainting.main(["--n", "1", *flags, "--device", "cpu"])
+        np.testing.assert_array_equal(asked.pop().picture, Shapes(seed, test=True)[0][0])
+
+
 def test_a_picture_drawn_as_asked_is_right_and_the_old_one_is_wrong(todo):
     rights = []
     for i, task in enumerate(todo):
@@ -76,3 +93,20 @@ def test_the_script_prints_its_table_and_saves_its_sheet(tmp_path, capsys):
     (total,) = [line for line in said if line.startswith("| all ")]
     assert float(total.split("|")[3].strip(" %")) >= 50
     assert Image.open(sheet).width > 800
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("folder", "--sheet folder is a folder; give a file's name in it, such as folder/sheet.png"),
+        ("folder.png", "--sheet folder.png is a folder; give a file's name in it, such as folder.png/sheet.png"),
+        ("sheet", "--sheet sheet is no PNG's name; give one that ends in .png, such as sheet.png"),
+        ("sheet.jpg", "--sheet sheet.jpg is no PNG's name; give one that ends in .png, such as sheet.png"),
+        ("none/sheet.png", "--sheet: no file can be made in 'none' (No such file or directory); give another folder"),
+    ],
+)
+def test_a_sheet_that_cannot_be_saved_is_an_error_before_a_model_is_loaded(name, said, run, no_model, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.png").mkdir()
+    status, _, errors = run("--sheet", name, model=(), script=score_inpainting)
+    assert status == 2 and errors == [f"score_inpainting: error: {said}"]

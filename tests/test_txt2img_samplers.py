@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_checkpoint, load_model
 from ldm.image import read_settings, to_pil
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.sampling import DDIMSampler, DPMSolverSampler, PLMSSampler
 
 SAMPLERS = {"--plms": PLMSSampler, "--dpm_solver": DPMSolverSampler, "--dpm": DPMSolverSampler, None: DDIMSampler}
@@ -77,6 +78,63 @@ def test_samplers_draw_other_pictures(run):
 def test_what_cannot_go_together_is_one_line(flags, said, run, no_model):
     status, out, err = run(*flags)
     assert status == 2 and not out and len(err) == 1 and said in err[0]
+
+
+@pytest.fixture
+def asked(tiny, run, monkeypatch):
+    """A function: what is said of S steps of the tiny model with these changes; "loaded" where nothing is wrong."""
+
+    def stop(*_, **__):
+        raise ValueError("loaded")
+
+    monkeypatch.setattr("ldm.checkpoint.load_model", stop)
+
+    def asked(steps, *, target=None, sampler=None, without=(), **params):
+        config = OmegaConf.load(tiny[1])
+        config.model.target = target or config.model.target
+        config.sampler.target = sampler or config.sampler.target
+        config.model.params = {k: v for k, v in config.model.params.items() if k not in without} | params
+        OmegaConf.save(config, "changed.yaml")
+        status, _, (said,) = run("--steps", steps, model=("--config", "changed.yaml", *tiny[2:]))
+        assert status == 2
+        return said.partition("error: ")[2]
+
+    return asked
+
+
+class TwoThousand(LatentDiffusion):
+    """A class of someone's, whose T is another where the config does not say it."""
+
+    def __init__(self, *args, timesteps=2000, **kwargs):
+        super().__init__(*args, timesteps=timesteps, **kwargs)
+
+
+class Own:
+    """A sampler of someone's: all that a sampler must have is `sample`."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def sample(self, S, batch_size, shape, conditioning=None, eta=0.0, unconditional_guidance_scale=1.0):
+        raise NotImplementedError
+
+
+def test_steps_are_held_against_the_timesteps_of_the_model_where_they_are_known(asked):
+    theirs, many = (
+        f"{__name__}.TwoThousand",
+        "S = {}: choose a number of steps from 1 to {}, the timesteps that the model",
+    )
+    assert asked(100) == "loaded" and asked(101).startswith(many.format(101, 100))
+    assert asked(1000, without=["timesteps"]) == "loaded"
+    assert asked(1001, without=["timesteps"]).startswith(many.format(1001, 1000))
+    assert asked(1500, without=["timesteps"], target=theirs) == "loaded"  # its default cannot be known
+    assert asked(301, timesteps=300, target=theirs).startswith(many.format(301, 300))
+    assert asked(101, given_betas=[0.01] * 200) == "loaded"  # the betas are T, not `timesteps`
+
+
+def test_a_sampler_of_ones_own_need_not_check_eta(asked, monkeypatch):
+    monkeypatch.setattr("ldm.util._allowed_everywhere", ["ldm", __name__])
+    assert asked(4, sampler=f"{__name__}.Own") == "loaded"
 
 
 def test_noise_is_an_error_for_plms_and_without_effect_for_dpm_solver_as_in_the_original(run):

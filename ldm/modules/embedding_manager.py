@@ -170,15 +170,16 @@ class EmbeddingManager(nn.Module):
         return numbers[0]
 
 
-def add_embeddings(model: nn.Module, paths: Sequence[str | Path] | Mapping[str, str | Path]) -> list[str]:
+def add_embeddings(model: nn.Module, paths: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> list[str]:
     """Attach textual-inversion files to a loaded model; returns the words that prompts may use from now on, in order.
 
-    A mapping says which word each file is for: {"<cat-toy>": "learned_embeds.bin"}. ValueError (CheckpointError) or
-    FileNotFoundError, and nothing is attached, where a file is unreadable, holds no embedding, or is for another kind
-    of text encoder, and where two are for one word.
+    `paths` may be a single file. A mapping says which word each file is for: {"<cat-toy>": "learned_embeds.bin"}.
+    ValueError (CheckpointError) or FileNotFoundError, and nothing is attached, where a file is unreadable, holds no
+    embedding, or is for another kind of text encoder, and where two are for one word.
     """
     manager = getattr(model, "embedding_manager", None)
     manager = EmbeddingManager(model.cond_stage_model) if manager is None else manager
+    paths = [paths] if isinstance(paths, str | Path) else paths
     found: list[tuple[str, str, Tensor]] = []
     for wanted, path in paths.items() if isinstance(paths, Mapping) else [(None, path) for path in paths]:
         words = manager.read(path)

@@ -83,6 +83,8 @@ class DPMSolverSampler(Solver):
         `old_x0`: the x0 of the step before, and `old_alpha_bar` its level; without them the step is of order 1. `how`:
         p_sample_ddim's other arguments. eps always follows from x0 as limited (`rederive_eps`). No noise is added.
         """
+        # repeat_noise, temperature, noise_dropout and noise are those of CompVis' steps, which a run calls all alike;
+        # they must be taken out of `how`, and there is no noise here that they could change.
         levels, (asked, limits) = self.levels(use_original_steps), split(how)
         alpha_bar, alpha_bar_prev = levels.alpha_bar[index], levels.alpha_bar_prev[index]
         x0, eps = denoise(self.model, x, c, t, alpha_bar, **asked)

@@ -23,11 +23,6 @@ from .transition import ddim_step
 WEIGHTS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
-def refuse_eta(eta: float) -> None:
-    if eta != 0:
-        raise ValueError(f"eta = {eta!r}: PLMS is deterministic; choose eta = 0, or DDIMSampler")
-
-
 class PLMSSampler(Solver):
     """CompVis' PLMSSampler: `sample` as of DDIMSampler, with eta = 0 only. One call of the model a step, and one more.
 
@@ -38,12 +33,18 @@ class PLMSSampler(Solver):
     SAMPLING, STEP, BAR = "plms_sampling", "p_sample_plms", "PLMS sampler"
     plms_sampling = Solver.sampling
 
+    @classmethod
+    def check_eta(cls, eta: float) -> None:
+        """ValueError unless eta is 0: the noise of a step would spoil what the next learns of it."""
+        if eta != 0:
+            raise ValueError(f"eta = {eta!r}: PLMS is deterministic; choose eta = 0, or DDIMSampler")
+
     def make_schedule(
         self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = True,
         **ours: Any,
     ) -> None:  # fmt: skip
-        """DDIMSampler's. ValueError unless eta is 0: the noise of a step would spoil what the next learns of it."""
-        refuse_eta(ddim_eta)
+        """DDIMSampler's, with eta = 0 only."""
+        self.check_eta(ddim_eta)
         super().make_schedule(ddim_num_steps, ddim_discretize, ddim_eta, verbose, **ours)
 
     def stepper(self, levels: Levels) -> Callable[..., tuple[Tensor, Tensor]]:

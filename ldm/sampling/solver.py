@@ -30,6 +30,10 @@ class Solver(Sampler):
     STEP: str  # and the step
     BAR: str  # what the progress bar says
 
+    @classmethod
+    def check_eta(cls, eta: float) -> None:
+        """ValueError for an eta that this kind of sampler refuses; it can be asked before there is a model."""
+
     def stepper(self, levels: Levels) -> Callable[..., tuple[Tensor, Tensor]]:
         """The step of one run along `levels`: called as `p_sample_ddim` is, noisiest first, it returns (x_prev, x0).
 
@@ -234,4 +238,3 @@ class Solver(Sampler):
             if callback:
                 callback(i)
         return x
-

@@ -136,7 +136,9 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
 
     The original estimates depth with MiDaS, inside the model. That estimator is not built here (`depth_stage_config` is
     accepted, and `depth_model.*` in a checkpoint is of no use): the batch holds the depth maps, under the one name in
-    `concat_keys`, (B, H, W) or (B, 1, H, W) in any unit, larger is nearer, as MiDaS gives them.
+    `concat_keys`, (B, H, W) or (B, 1, H, W), larger is nearer. Each is scaled by its least and greatest values, with
+    0.001 added to their difference as in the original: give maps that span much more, as MiDaS' do (depth2img.py scales
+    its own to 1000).
     """
 
     def __init__(

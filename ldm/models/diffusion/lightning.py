@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.models.diffusion.base import DDPM
+
 
 def _lightning_module() -> type:
     """LightningModule of the package that is in use already, `lightning` or `pytorch_lightning`, else of either.
@@ -42,7 +44,23 @@ class LightningMixin(_lightning_module()):
     must be of the package that this module took, `lightning.pytorch` or `pytorch_lightning`: import that one first.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """TypeError before the model: there LightningModule's methods, which do nothing, would hide the model's."""
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if DDPM in order and order.index(LightningMixin) < order.index(DDPM):
+            given = ", ".join(base.__name__ for base in cls.__bases__)
+            right = ", ".join(base.__name__ for base in sorted(cls.__bases__, key=_is_lightning))
+            raise TypeError(
+                f"class {cls.__name__}({given}): LightningMixin goes behind the model, as in "
+                f"class {cls.__name__}({right})"
+            )
+
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Lightning's; without a Trainer, where a loop of one's own takes the steps, there is nowhere to log to."""
         if self._trainer is not None or self._fabric is not None:
             super().log_dict(dictionary, *args, **kwargs)
+
+
+def _is_lightning(base: type) -> bool:
+    return issubclass(base, LightningMixin)

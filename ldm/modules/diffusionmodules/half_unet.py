@@ -55,40 +55,40 @@ class HalfUNet(nn.Module):
         disable_middle_self_attn: bool = False,
     ) -> None:
         super().__init__()
-        levels = len(channel_mult)
+        n = len(channel_mult)
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.model_channels, self.channel_mult, self.dims = model_channels, tuple(channel_mult), dims
-        self.num_res_blocks = _per_level(num_res_blocks, levels, "num_res_blocks")
+        self.num_res_blocks = _per_level(num_res_blocks, n, "num_res_blocks")
         self.attention_resolutions = tuple(attention_resolutions)
-        self.num_attention_blocks = num_attention_blocks and _per_level(
-            num_attention_blocks, levels, "num_attention_blocks"
-        )
-        self.disable_self_attentions = _per_level(disable_self_attentions or False, levels, "disable_self_attentions")
-        self.num_classes = num_classes
+        self.num_attention_blocks = num_attention_blocks and _per_level(num_attention_blocks, n, "num_attention_blocks")
+        self.disable_self_attentions = _per_level(disable_self_attentions or False, n, "disable_self_attentions")
+        self.num_classes, self._transformer = num_classes, transformer
         self.dropout, self.conv_resample, self.resblock_updown = dropout, conv_resample, resblock_updown
         self.num_heads, self.num_head_channels = num_heads, num_head_channels
         self.use_new_attention_order, self.use_checkpoint = use_new_attention_order, use_checkpoint
-        emb_channels = 4 * model_channels
-        self._transformer = transformer
+        self._build(adm_in_channels, use_scale_shift_norm, disable_middle_self_attn)
+
+    def _build(self, adm_in_channels: int | None, use_scale_shift_norm: bool, disable_middle_self_attn: bool) -> None:
+        """The layers, in the order that the checkpoints' keys have."""
+        emb_channels = 4 * self.model_channels
         self._res_options = {  # what all residual blocks share
             "emb_channels": emb_channels,
-            "dropout": dropout,
+            "dropout": self.dropout,
             "use_scale_shift_norm": use_scale_shift_norm,
-            "dims": dims,
-            "use_checkpoint": use_checkpoint,
+            "dims": self.dims,
+            "use_checkpoint": self.use_checkpoint,
         }
-
         self.time_embed = nn.Sequential(
-            linear(model_channels, emb_channels), nn.SiLU(), linear(emb_channels, emb_channels)
+            linear(self.model_channels, emb_channels), nn.SiLU(), linear(emb_channels, emb_channels)
         )
-        if num_classes is not None:
-            self.label_emb = _label_embedding(num_classes, adm_in_channels, emb_channels)
-        first = conv_nd(dims, in_channels, model_channels, 3, padding=1)
+        if self.num_classes is not None:
+            self.label_emb = _label_embedding(self.num_classes, adm_in_channels, emb_channels)
+        first = conv_nd(self.dims, self.in_channels, self.model_channels, 3, padding=1)
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(first)])
         self._widths = self._build_encoder()
         ch = self._widths[-1]
         self.middle_block = TimestepEmbedSequential(
-            self._resblock(ch), self._attention(ch, num_heads, disable_middle_self_attn), self._resblock(ch)
+            self._resblock(ch), self._attention(ch, self.num_heads, disable_middle_self_attn), self._resblock(ch)
         )
 
     @property
