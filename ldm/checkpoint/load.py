@@ -54,7 +54,9 @@ def load_model(
     the file holds beside the others.
 
     The model takes the file's tensors: in their own dtype and on the CPU they stay mapped from the file, so nothing is
-    read before it is used, and nothing is held twice. (So two models of one opened Checkpoint share their weights.)
+    read before it is used, and nothing is held twice. (So two models of one opened Checkpoint share their weights.) In
+    another dtype, in another memory layout, and on another device they are copied one by one, and on Linux the memory
+    of what was read for that is given back on the way.
     The file must fit: CheckpointError lists keys that are missing, unexpected or of another shape, all but the known
     harmless ones.
     """
