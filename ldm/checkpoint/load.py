@@ -15,6 +15,7 @@ from ldm.checkpoint.errors import CheckpointError, some
 from ldm.checkpoint.files import Checkpoint, describe, load_checkpoint
 from ldm.checkpoint.identify import config_of
 from ldm.checkpoint.recognise import recognise
+from ldm.checkpoint.taking import taken, without_memory
 from ldm.checkpoint.variants import averaged, with_average, with_schedule, with_unused, without_wrapper
 from ldm.modules.encoders.clip import rename_text_keys
 from ldm.util import instantiate_from_config
@@ -53,7 +54,9 @@ def load_model(
     the file holds beside the others.
 
     The model takes the file's tensors: in their own dtype and on the CPU they stay mapped from the file, so nothing is
-    read before it is used, and nothing is held twice. (So two models of one opened Checkpoint share their weights.)
+    read before it is used, and nothing is held twice. (So two models of one opened Checkpoint share their weights.) In
+    another dtype, in another memory layout, and on another device they are copied one by one, and on Linux the memory
+    of what was read for that is given back on the way.
     The file must fit: CheckpointError lists keys that are missing, unexpected or of another shape, all but the known
     harmless ones.
     """
@@ -68,7 +71,7 @@ def load_model(
     weights = without_wrapper(opened.weights)
     weights = averaged(weights, opened.path) if ema else weights
     model = _build_empty(config)
-    load_weights(model, weights, opened.path, dtype=dtype)
+    load_weights(model, weights, opened.path, dtype=dtype, device=device)
     if any(tensor.is_meta for tensor in _tensors(model)):  # a foreign module has constants that no file holds
         model = _build(config)
         load_weights(model, weights, opened.path, dtype=dtype)
@@ -91,7 +94,7 @@ def _build(config: Mapping[str, Any]) -> nn.Module:
 
 def _build_empty(config: Mapping[str, Any]) -> nn.Module:
     """The model without memory for its weights, and without the time to draw them."""
-    with torch.device("meta"):
+    with without_memory():
         try:
             return _build(config)
         except (NotImplementedError, RuntimeError):  # a foreign module computes with its weights
@@ -110,11 +113,13 @@ def load_weights(
     source: str,
     *,
     dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
     partly: Sequence[str] | None = None,
 ) -> None:
     """Give the model `weights`, which it takes over where it was built without memory ("meta") and copies elsewhere.
 
-    dtype: that of the parameters (None: the model's). CheckpointError, which names `source`, where they do not fit.
+    dtype: that of the parameters (None: the model's); device: where a model without memory gets it. CheckpointError,
+    which names `source`, where they do not fit.
     partly: prefixes of the keys that are asked for. Missing ones of these, and unexpected ones, are then logged as a
     warning and no error, and what is missing stays as it is.
     """
@@ -132,14 +137,14 @@ def load_weights(
     weights = with_schedule(own, weights, source)
     if dtype is not None:
         model.to(dtype)
-    kept = model.state_dict()  # after the cast: every tensor has the dtype that it is to have
-    cast = {
-        key: value.clone() if _SMALL.match(key) else value.to(kept[key].dtype)
-        for key, value in weights.items()
-        if key in kept
-    }
     empty = any(tensor.is_meta for tensor in own.values())
-    model.load_state_dict(_apart(cast) if empty else cast, strict=False, assign=empty)  # all else is accounted for
+    kept = model.state_dict()  # after the cast: every tensor has the dtype that it is to have
+    weights = {key: value for key, value in weights.items() if key in kept}
+    if empty:
+        small = {key: value.clone() for key, value in weights.items() if _SMALL.match(key)}
+        large = {key: value for key, value in weights.items() if key not in small}
+        weights = _apart({**taken(large, kept, device), **small})
+    model.load_state_dict(weights, strict=False, assign=empty)  # all else is accounted for
 
 
 def with_words(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:

@@ -178,7 +178,7 @@ class _Archive:
             raise damaged(f"its record {shown(name)} has {record.file_size:,} bytes, and its pickle says {count:,}")
         if record.compress_type != zipfile.ZIP_STORED:
             return self._inflate(name, record)
-        header = bytes(self.file.bytes(record.header_offset, _LOCAL_HEADER, 1).tolist())
+        header = self.file.read(record.header_offset, _LOCAL_HEADER)
         names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         start = record.header_offset + _LOCAL_HEADER + names
         if not header.startswith(b"PK\x03\x04") or start + count > self.ends[record.filename]:
