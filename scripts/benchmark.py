@@ -16,6 +16,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -114,4 +115,5 @@ def write(results: dict[str, Any], outdir: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and the temporary folder go, too
     _cli.run(main, "benchmark")

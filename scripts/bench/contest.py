@@ -48,11 +48,7 @@ class Contestant:
 
     def close(self, crew: Crew) -> None:
         if self._worker is not None:
-            try:
-                self._worker.ask(do="drop", key=self._key)
-            except WorkerError:
-                pass  # it has ended
-            crew.done(self._worker)
+            crew.done(self._worker, self._key)
             self._worker = None
 
     @property

@@ -27,7 +27,7 @@ def describe(device: str) -> dict[str, Any]:
         "memory_bytes": total_memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")},
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate")},
         "auto_dtype": str(_machine.pick_dtype("auto", picked)).removeprefix("torch."),
         "compiler": can_compile(picked.type),
         "can_prepare": importlib.util.find_spec("ldm.modules.inference") is not None,

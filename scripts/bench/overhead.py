@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import sqrt
 from statistics import median
 from typing import Any
@@ -46,6 +46,11 @@ def rounds(walk: Callable[[int], object], device: str, repeats: int) -> Callable
     return run
 
 
+def drain(steps: Iterable) -> None:
+    for _ in steps:
+        pass
+
+
 def _tensors(batch: int, latents: int, device: str):
     import torch
 
@@ -82,9 +87,7 @@ def diffusers(batch: int, latents: int, guidance: float, repeats: int, device: s
     def walk(n: int):
         generator = torch.Generator(device).manual_seed(0)
         x = torch.randn(batch, 4, latents, latents, generator=generator, device=device)
-        for x, _ in denoising(unet, stepper, n, x, context, guidance, generator):
-            pass
-        return x
+        drain(denoising(unet, stepper, n, x, context, guidance, generator))
 
     return rounds(torch.no_grad()(walk), device, repeats)
 
@@ -124,9 +127,7 @@ def original(batch: int, latents: int, guidance: float, repeats: int, device: st
     shape = (batch, 4, latents, latents)
 
     def walk(n: int):
-        for x, _ in original_steps(model, torch.randn(shape, device=device), cond, uncond, guidance, n):
-            pass
-        return x
+        drain(original_steps(model, torch.randn(shape, device=device), cond, uncond, guidance, n))
 
     return rounds(torch.no_grad()(walk), device, repeats)
 

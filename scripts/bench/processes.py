@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class Worker:
             encoding="utf-8",
         )  # fmt: skip
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def ask(self, **request: Any) -> dict[str, Any]:
         """The answer. WorkerError where there is an error, or the process has ended, as where memory ran out."""
         try:
@@ -57,23 +62,21 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._log):
-            try:
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 class Crew:
     """Starts workers, and stops all of them when it is left (as a context).
 
-    With `shared`, a side has one process for everything instead of one for each setting: quick, for tiny networks, but
-    peaks of memory then say little.
+    With `shared`, there is one process for all that diffusers does, and one for all else, instead of one for each
+    setting: quick, for tiny networks, but peaks of memory then say little.
     """
 
     def __init__(self, threads: int, log: Path, *, shared: bool = False):
         self.threads, self.log, self.shared = threads, log, shared
         self._workers: list[Worker] = []
-        self._by_side: dict[tuple[str, int], Worker] = {}
+        self._by_side: dict[tuple[bool, int], Worker] = {}
 
     def __enter__(self) -> Crew:
         return self
@@ -87,17 +90,20 @@ class Crew:
         self._workers.remove(worker)
 
     def worker(self, side: str, threads: int | None = None) -> Worker:
-        key = side, threads or self.threads
-        if self.shared and key in self._by_side:
+        key = side == "diffusers", threads or self.threads
+        if self.shared and key in self._by_side and self._by_side[key].alive:
             return self._by_side[key]
         worker = self._by_side[key] = Worker(key[1], self.log)
         self._workers.append(worker)
         return worker
 
-    def done(self, worker: Worker) -> None:
-        """No more is asked of it by who took it."""
-        if not self.shared and worker in self._workers:
+    def done(self, worker: Worker, key: str | None = None) -> None:
+        """No more is asked of it by who took it; of a shared one, no more of what was set up under `key`."""
+        if not self.shared:
             self._stop(worker)
+        elif key is not None:
+            with suppress(WorkerError):  # it has ended
+                worker.ask(do="drop", key=key)
 
     def call(self, side: str, task: str, **options: Any) -> Any:
         """One answer of a worker that is needed for nothing else."""

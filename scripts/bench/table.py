@@ -48,9 +48,10 @@ def lines(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         if entry["median"] is None:
             yield case, entry["side"], entry["how"], f"not measured: {entry['not_measured']}", "", "", "", ""
             continue
+        start = "" if "start" not in entry else f" (and {seconds(entry['start'])} a run)"
         dagger = "" if entry["final"] else " †"
         yield (
-            case, entry["side"], entry["how"] + dagger, seconds(entry["median"]),
+            case, entry["side"], entry["how"] + dagger, seconds(entry["median"]) + start,
             f"{seconds(entry['q1'])} – {seconds(entry['q3'])}",
             f"{entry['median'] / base:.2f}×" if base else "",
             _memory(entry),

@@ -82,7 +82,7 @@ def randomize(part, seed: int) -> int:
 
 
 def write_checkpoint(folder: str, path: str) -> int:
-    """The folder's weights as a .ckpt in CompVis' layout, and its config beside it; for our worker. Returns its size."""
+    """The folder's weights as a .ckpt in CompVis' layout, its config beside it; for our worker. Returns its size."""
     from ldm.checkpoint import save_checkpoint
     from ldm.checkpoint.diffusers_folder import load_folder
 
