@@ -7,7 +7,7 @@
 
 Each side has processes of its own, and one works at a time: they take turns, round by round. Where a side has several
 settings, all are tried, and the fastest of each meet. Prints a table; it, its numbers as JSON and a plot are in
---outdir, renewed after each section. docs/speed_bench.md says how to read them.
+--outdir, renewed with each row. docs/speed_bench.md says how to read them.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bench = Bench(opt, machine, crew, Path(scratch), SIZES[opt.size])
         results = begin(opt, machine)
         for name in opt.sections:
-            run_section(name, bench, results)
-            write(results, outdir)
+            run_section(name, bench, results, outdir)
     print(table(results))
     if reason := plot(results, outdir / "benchmark.png"):
         print(f"no plot: {reason}", file=sys.stderr)
@@ -84,8 +83,8 @@ def begin(opt: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
     return {"date": date, "machine": machine, "settings": settings, "sections": {}, "limits": []}
 
 
-def run_section(name: str, bench: Bench, results: dict[str, Any]) -> None:
-    """Measure a section; an error ends it alone, and is in the results."""
+def run_section(name: str, bench: Bench, results: dict[str, Any], outdir: Path) -> None:
+    """Measure a section, and write each row when it is there; an error ends the section alone, and is written, too."""
     title, rows = SECTIONS[name]
     section = results["sections"][name] = {"title": title, "failed": None, "rows": []}
     print(f"{name} …", file=sys.stderr, flush=True)
@@ -93,13 +92,14 @@ def run_section(name: str, bench: Bench, results: dict[str, Any]) -> None:
     try:
         for row in rows(bench):
             section["rows"].append(row)
+            write(results, outdir)
             print(f"  {row['case']}: {told(row)}", file=sys.stderr, flush=True)
     except Exception as error:
         with bench.crew.log.open("a") as log:
             traceback.print_exc(file=log)
         section["failed"] = f"{type(error).__name__}: {error}"
     section["seconds"] = time.monotonic() - began
-    results["limits"] = check(results["sections"])
+    write(results, outdir)
 
 
 def told(row: dict[str, Any]) -> str:
@@ -110,6 +110,7 @@ def told(row: dict[str, Any]) -> str:
 
 def write(results: dict[str, Any], outdir: Path) -> None:
     """The results so far: a run that is cut short keeps them."""
+    results["limits"] = check(results["sections"])
     (outdir / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (outdir / "benchmark.md").write_text(table(results), encoding="utf-8")
 

@@ -124,11 +124,21 @@ def apart(crew: Crew, contestants: Sequence[Contestant], rounds: int) -> None:
 # ------------------------------------------------------------------------------------------------- what the row says
 
 
-def row(case: str, key: Mapping[str, Any], contestants: Sequence[Contestant]) -> dict[str, Any]:
-    """The row as JSON has it; `key` says what it is of, for `limits` and `plot` to find it."""
-    reference = next((c.saved for c in contestants if c.side == THEIRS and c.saved), None)
+def row(
+    case: str, key: Mapping[str, Any], contestants: Sequence[Contestant], reference: str | None = None
+) -> dict[str, Any]:
+    """The row as JSON has it; `key` says what it is of, for `limits` and `plot` to find it.
+
+    `reference`: the saved output that all are held against, by default that of diffusers' first setting.
+    """
+    reference = reference or saved_by_theirs(contestants)
     entries = [_entry(c, reference) for c in contestants]
     return {"case": case, **key, "entries": entries, **ratios(entries)}
+
+
+def saved_by_theirs(contestants: Sequence[Contestant]) -> str | None:
+    """The output of diffusers' first setting that has one."""
+    return next((c.saved for c in contestants if c.side == THEIRS and c.saved), None)
 
 
 def not_measured(case: str, key: Mapping[str, Any], reason: str) -> dict[str, Any]:

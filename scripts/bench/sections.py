@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ class Bench:
     scratch: Path
     size: Size
     written: dict[str, Any] = field(default_factory=dict)
+    references: dict[Any, str] = field(default_factory=dict)  # outputs that others are held against
 
     @property
     def device(self) -> str:
@@ -90,10 +90,16 @@ class Bench:
             return "there is no C++ compiler, and no triton for a GPU"
         return None
 
-    def contest(self, case: str, key: dict, sides: list[list[Contestant]], params: dict, warm_up=None) -> Row:
+    def contest(
+        self, case: str, key: dict, sides: list[list[Contestant]], params: dict, warm_up=None, like: Any = None
+    ) -> Row:
+        """A row. Where several rows have the same `like`, the first one's reference is that of all."""
         everyone = [contestant for side in sides for contestant in side]
         contest.contest(self.crew, sides, params, self.opt.rounds, self.scratch, warm_up=warm_up)
-        return contest.row(case, key, everyone)
+        reference = contest.saved_by_theirs(everyone)
+        if like is not None and reference:
+            reference = self.references.setdefault(like, reference)
+        return contest.row(case, key, everyone, reference)
 
 
 # ---------------------------------------------------------------------------------------------------------- overhead
@@ -151,7 +157,7 @@ def network(b: Bench, name: str, task: str, params: dict, warm_up: dict | None, 
             if reason := slow or (b.no_compile() if mode == "compiled" else None):
                 yield contest.not_measured(case, key, reason)
             else:
-                yield b.contest(case, key, settings(b, task, dtype, mode, **more), params, warm_up)
+                yield b.contest(case, key, settings(b, task, dtype, mode, **more), params, warm_up, (task, dtype))
 
 
 def unet(b: Bench) -> Iterator[Row]:
@@ -254,6 +260,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], Iterator[Row]]]] = {
     "text": ("Encoding text", text),
     "txt2img": ("A whole picture, from tokens on", txt2img),
     "load": ("Loading, until every weight has been read", load),
-    "import": ("Imports, in a fresh Python", partial(imports.section)),
+    "import": ("Imports, in a fresh Python", imports.section),
     "growth": ("Growth", growth),
 }
