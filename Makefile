@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 .NOTPARALLEL:
-.PHONY: help demo test lint venv clean
+.PHONY: help demo test bench lint venv clean
 
 help:
 	@echo "make demo   sample captioned pictures from the bundled model (DEMO_ARGS: further flags of scripts/txt2img.py)"
 	@echo "make test   run the tests (TEST_ARGS: further arguments of pytest)"
+	@echo "make bench  measure beside diffusers, hours on few cores (BENCH_ARGS: flags of scripts/benchmark.py)"
 	@echo "make lint   check the code with ruff"
 	@echo "make venv   only make the environment, $(VENV)"
 	@echo "make clean  remove the environment"
@@ -26,6 +28,9 @@ demo: $(VENV)/.scripts
 # One thread: on tiny tensors, more of them only wait for each other.
 test: $(VENV)/.test
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TEST_ARGS)
+
+bench: $(VENV)/.bench
+	@$(BIN)/python scripts/benchmark.py $(BENCH_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/python -m ruff check .
@@ -51,4 +56,8 @@ $(VENV)/.scripts: setup.py constraints.txt
 
 $(VENV)/.test: setup.py constraints.txt
 	$(call install,scripts$(comma)test$(comma)lint)
+	@touch $(VENV)/.scripts
+
+$(VENV)/.bench: setup.py constraints.txt
+	$(call install,scripts$(comma)bench)
 	@touch $(VENV)/.scripts

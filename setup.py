@@ -55,6 +55,8 @@ setup(
             "safetensors>=0.4.3",
             "setuptools>=64",
         ],
+        # accelerate: diffusers loads at its best with it.
+        "bench": ["diffusers>=0.30", "transformers>=5", "accelerate>=1", "matplotlib>=3.8"],
         "lint": ["ruff>=0.5"],
     },
 )
