@@ -61,7 +61,7 @@ def run(main: Callable[[Sequence[str] | None], None], name: str, argv: Sequence[
 def _explain(error: Exception) -> str | None:
     """What to tell the user, or None for an error that is ours."""
     if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
-        return f"out of memory; take a smaller --n_samples or picture ({str(error).splitlines()[0]})"
+        return f"out of memory; take --low_mem, a smaller --n_samples or picture ({str(error).splitlines()[0]})"
     if isinstance(error, ImportError) and getattr(error.__cause__ or error, "name", None) in _NEEDED:
         return f"{error}; pip install '.[scripts]' installs all that the scripts need"
     return str(error) if isinstance(error, ValueError | OSError | ImportError | ArithmeticError) else None
@@ -114,7 +114,8 @@ def a_text(given: str) -> str:
     return given
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, *, low_mem: bool = True) -> None:
+    """`low_mem`: for scripts that run a `Session`, which knows how to save memory."""
     group = parser.add_argument_group("the model")
     group.add_argument(
         "--config",
@@ -135,6 +136,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="what the networks compute in; latents stay float32. auto: bf16 where the processor has it, fp16 on older "
         "CUDA, else full; autocast is CompVis' word for auto (default: the config's, else auto)",
     )
+    if low_mem:
+        group.add_argument(
+            "--low_mem",
+            action="store_true",
+            help="take less memory and more time for the same pictures: guidance asks for one conditioning after the "
+            "other, the autoencoder works in strips, and parts of the model that are not at work leave the device",
+        )
     parser.add_argument(
         "overrides",
         type=a_text,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 PRECISIONS = ("auto", "full", "bf16", "fp16", "autocast")
+STRIP_ROWS = 32  # of the autoencoder's layers, where memory is short: fewer save little more, and cost more time
+_NO_MEMORY = re.compile("out of memory|can't allocate memory")
 
 
 def pick_device(name: str):
@@ -78,6 +82,40 @@ def _narrow(model):
     return next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
 
 
+@contextlib.contextmanager
+def _present(model):
+    """Inside, the autoencoder is on the model's device: with --low_mem it waits elsewhere."""
+    first = model.first_stage_model
+    home = next((p.device for p in first.parameters()), model.device)
+    if home == model.device:
+        yield
+        return
+    first.to(model.device)
+    try:
+        yield
+    finally:
+        first.to(home)
+
+
+def _fitting(model, work: Callable):
+    """What the autoencoder gives: in strips, which is the same in less memory, if it does not fit otherwise."""
+    first = model.first_stage_model
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        can_be_smaller = getattr(first, "strip_rows", STRIP_ROWS) is None
+        if not can_be_smaller or not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+    # Here, not in the handler: there the error still holds all that the attempt had made.
+    warnings.warn(
+        "the autoencoder did not fit into the memory; it works in strips from here on, which gives the same pictures "
+        "in more time (--low_mem: from the start)",
+        stacklevel=3,
+    )
+    first.strip_rows = STRIP_ROWS
+    return work()
+
+
 def encode(model, images):
     """Latents, float32, on the model's device, of pictures (B, 3, H, W) in [-1, 1]; none of which overflowed.
 
@@ -87,10 +125,11 @@ def encode(model, images):
     import torch
 
     narrow = _narrow(model)
-    latents = _latents(model, images)
-    if narrow and not latents.isfinite().all():
-        _widen(model, narrow)
+    with _present(model):
         latents = _latents(model, images)
+        if narrow and not latents.isfinite().all():
+            _widen(model, narrow)
+            latents = _latents(model, images)
     if not latents.isfinite().all():
         raise ValueError(f"the autoencoder overflowed in float32 (NaN or infinite latents); {_CHECK}")
     return latents.to(torch.float32)
@@ -99,7 +138,7 @@ def encode(model, images):
 def _latents(model, images):
     import torch
 
-    encoded = model.encode_first_stage(images.to(model.device))
+    encoded = _fitting(model, lambda: model.encode_first_stage(images.to(model.device)))
     gaussian = hasattr(encoded, "mode") and not isinstance(encoded, torch.Tensor)  # tensors have another `mode`
     return model.get_first_stage_encoding(encoded.mode() if gaussian else encoded)
 
@@ -122,10 +161,11 @@ def decode(model, latents):
     narrow = _narrow(model)
     if not latents.isfinite().all():
         raise ValueError(overflow(model, "NaN or infinite latents"))
-    images = model.decode_first_stage(latents)
-    if narrow and not images.isfinite().all():
-        _widen(model, narrow)
-        images = model.decode_first_stage(latents)
+    with _present(model):
+        images = _fitting(model, lambda: model.decode_first_stage(latents))
+        if narrow and not images.isfinite().all():
+            _widen(model, narrow)
+            images = _fitting(model, lambda: model.decode_first_stage(latents))
     if not images.isfinite().all():
         raise ValueError(f"the autoencoder overflowed in float32 (NaN or infinite pictures); {_CHECK}")
     if narrow and (flat := int(((images.amax((1, 2, 3)) - images.amin((1, 2, 3))) < 0.01).sum())):

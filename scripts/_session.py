@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import _config
+import _low_mem
 import _machine
 import _model
 
@@ -60,6 +61,9 @@ class Session:
         self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
         self._class = _config.sampler_class(self.config, opt)
         self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
+        self._low_mem, self._texts = opt.low_mem, []
+        if self._low_mem:
+            self.options |= _low_mem.options(self._class, {**self._built, **self.options})
         self._check_sampler(getattr(opt, "ddim_eta", None))
         if self._embeddings:
             from ldm.checkpoint import load_embeddings
@@ -102,6 +106,8 @@ class Session:
             _model.check_classes(self.config, lines or [opt.prompt], opt.negative_prompt, self.guided)
         if opt.negative_prompt and not self.guided:
             warnings.warn("--negative_prompt has no effect with --scale 1, which is no guidance", stacklevel=2)
+        if self.kind == "text":
+            self._texts = [*prompts, *([opt.negative_prompt] if self.guided else [])]
         return prompts
 
     @contextlib.contextmanager
@@ -112,16 +118,21 @@ class Session:
         from ldm.checkpoint import load_model
 
         opened, self._checkpoint = self._checkpoint, None
-        self.model = load_model(self.config, opened, device=self.device, dtype=self.dtype, ema=self.opt.ema)
+        device = "cpu" if self._low_mem else self.device
+        self.model = load_model(self.config, opened, device=device, dtype=self.dtype, ema=self.opt.ema)
         if self._embeddings:
             from ldm.modules.embedding_manager import add_embeddings
 
             words = ", ".join(map(repr, add_embeddings(self.model, self._embeddings)))
             print(f"learned words, for prompts to use: {words}", file=sys.stderr)
         del opened  # where the model has copies of its weights, the file need not stay in memory
-        self.sampler = self._class(self.model, **self._built)
-        with torch.no_grad(), self.model.ema_scope():
-            yield self.model
+        with torch.no_grad():
+            if self._low_mem:
+                parks = not {**self._built, **self.options}.get("quantize_x0")  # else it is asked at each step
+                _low_mem.settle(self.model, self.device, self._texts, parks=parks)
+            self.sampler = self._class(self.model, **self._built)
+            with self.model.ema_scope():
+                yield self.model
 
     def batches(self, prompts: Sequence[str]) -> Iterable[list[tuple[str, int]]]:
         """`prompts` once in each iteration, each with its seed, n_samples at a time; a bar if there are several."""

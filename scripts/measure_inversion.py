@@ -30,7 +30,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refine", type=_cli.number(int, 0), nargs="+", default=[0, 2], metavar="N")
     parser.add_argument("--n", type=count, default=2, help="pictures (default: 2)")
     parser.add_argument("--scale", type=_cli.number(float, -1e6), default=1.0, help="guidance (default: 1, none)")
-    _cli.add_model_flags(parser)
+    _cli.add_model_flags(parser, low_mem=False)
     return parser.parse_intermixed_args(argv)
 
 

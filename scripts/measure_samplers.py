@@ -29,7 +29,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=count, nargs="+", default=[5, 10, 20, 50], metavar="S")
     parser.add_argument("--n", type=count, default=8, help="captions, none of the training's (default: 8)")
     parser.add_argument("--scale", type=_cli.number(float, -1e6), default=3.0, help="guidance (default: 3)")
-    _cli.add_model_flags(parser)
+    _cli.add_model_flags(parser, low_mem=False)
     opt = parser.parse_intermixed_args(argv)
     opt.json = None
     return opt

@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=_cli.number(int, 0), default=0, help="of the noise (default: 0)")
     parser.add_argument("--batch", type=_cli.number(int, 1), default=50)
     parser.add_argument("--sheet", type=Path, help="save the first 12 holes, and what was drawn in them, as this PNG")
-    _cli.add_model_flags(parser)
+    _cli.add_model_flags(parser, low_mem=False)
     opt = parser.parse_intermixed_args(argv)
     opt.json = None
     return opt

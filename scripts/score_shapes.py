@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_cli.number(int, 1), default=50)
     parser.add_argument("--wrong", type=Path, help="save the pictures that are wrong in this folder, as one sheet")
     parser.add_argument("--json", type=Path, help="write the table here, too")
-    _cli.add_model_flags(parser)
+    _cli.add_model_flags(parser, low_mem=False)
     return parser.parse_intermixed_args(argv)
 
 

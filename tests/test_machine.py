@@ -72,6 +72,8 @@ def test_a_device_that_is_not_there_is_named_in_one_sentence(monkeypatch):
 class Model(nn.Module):
     """Its autoencoder doubles the latents; `limit` is where float16 gives NaN."""
 
+    device = torch.device("cpu")
+
     def __init__(self, dtype, limit=None):
         super().__init__()
         self.network = nn.Linear(1, 1).to(dtype)

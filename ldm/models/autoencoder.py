@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_state_dict, load_weights
+from ldm.models import strips
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.vqvae.quantize import VectorQuantizer
 
+_AT_ONCE = 512 * 512  # pixels: more of them at once are no faster, and take more memory
+
 
 class _Autoencoder(nn.Module):
-    """What the autoencoders share. Attribute names are frozen by the released checkpoints' keys."""
+    """What the autoencoders share. Attribute names are frozen by the released checkpoints' keys.
+
+    Without gradients a batch is taken as many pictures at a time as have 512 × 512 pixels together, but at least one.
+    """
 
     def __init__(self, ddconfig: Mapping[str, Any], embed_dim: int, moments: int) -> None:
         """`moments`: how many numbers the encoder gives for each of a latent's, 2 for a mean and a log-variance."""
@@ -26,6 +32,21 @@ class _Autoencoder(nn.Module):
         z_channels = ddconfig["z_channels"]
         self.quant_conv = nn.Conv2d(moments * z_channels, moments * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self._strip_rows: int | None = None
+
+    @property
+    def strip_rows(self) -> int | None:
+        """How many rows of a layer to compute at a time, 1 or more; None for all. Fewer take less memory and more time,
+        and give the same pictures (`ldm.models.strips`); 32 is a good choice. Of no effect where gradients are on."""
+        return self._strip_rows
+
+    @strip_rows.setter
+    def strip_rows(self, rows: int | None) -> None:
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+            raise ValueError(
+                f"strip_rows={rows!r}: give a number of rows, 1 or more, such as 32, or None for all at once"
+            )
+        self._strip_rows = rows
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,13 +61,30 @@ class _Autoencoder(nn.Module):
         load_weights(self, {**weights, **kept}, path)
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(x.to(self.dtype)))
+        self.encoder.check(x)
+        network = self._network(self.encoder, strips.encode)
+        return self._sliced(lambda some: self.quant_conv(network(some.to(self.dtype))), x, factor=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """`z`: (B, embed_dim, h, w); returns (B, 3, f·h, f·w), about in [−1, 1] and not clipped."""
         if z.ndim != 4 or z.shape[1] != self.embed_dim:
             raise ValueError(f"a latent has shape (B, {self.embed_dim}, h, w) here, got {tuple(z.shape)}")
-        return self.decoder(self.post_quant_conv(z.to(self.dtype)))
+        network = self._network(self.decoder, strips.decode)
+        return self._sliced(lambda some: network(self.post_quant_conv(some.to(self.dtype))), z, self.encoder.factor)
+
+    def _network(self, network: nn.Module, in_strips: Callable[[nn.Module, Tensor, int], Tensor]) -> Callable:
+        """The encoder or decoder, whole or in strips."""
+        if self._strip_rows is None or torch.is_grad_enabled():
+            return network
+        return lambda x: in_strips(network, x, self._strip_rows)
+
+    def _sliced(self, run: Callable[[Tensor], Tensor], x: Tensor, factor: int) -> Tensor:
+        """`run`, some of the batch at a time; `factor`: how many pixels of a picture a side of one in x is."""
+        pixels = x.shape[2] * x.shape[3] * factor**2
+        at_once = 1 if self._strip_rows else max(1, _AT_ONCE // max(1, pixels))
+        if torch.is_grad_enabled() or len(x) <= at_once:
+            return run(x)
+        return torch.cat([run(some) for some in x.split(at_once)])
 
 
 class AutoencoderKL(_Autoencoder):

@@ -93,11 +93,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x`: (B, in_channels, H, W), H and W divisible by f; returns (B, z or 2z, H/f, W/f)."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels or any(n % self.factor for n in x.shape[2:]):
-            raise ValueError(
-                f"the encoder takes pictures of shape (B, {self.in_channels}, H, W) with H and W divisible by"
-                f" {self.factor}, got {tuple(x.shape)}; resize or crop them first"
-            )
+        self.check(x)
         h = self.conv_in(x)
         for down in self.down:
             for i in range(len(down.block)):
@@ -106,6 +102,14 @@ class Encoder(nn.Module):
                 h = down.downsample(h)
         h = run_middle(self.mid, h)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+    def check(self, x: Tensor) -> None:
+        """ValueError for pictures that the encoder does not take."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels or any(n % self.factor for n in x.shape[2:]):
+            raise ValueError(
+                f"the encoder takes pictures of shape (B, {self.in_channels}, H, W) with H and W divisible by"
+                f" {self.factor}, got {tuple(x.shape)}; resize or crop them first"
+            )
 
 
 class Decoder(nn.Module):
