@@ -75,6 +75,7 @@ def test_controlnet_says_nothing_before_it_was_trained(controlnet):
 
     repository, model, ckpt = controlnet
     said = run(repository, "canny2image.py", ckpt)
+    model.share_latents = lambda conds: None  # as there: both halves of a guided batch, so that roundings are the same
     torch.manual_seed(3)
     with torch.no_grad():
         c, u = (model.get_learned_conditioning([text] * 2) for text in ("square number 0, best quality", "lowres"))

@@ -34,6 +34,7 @@ class Guide:
     ):  # fmt: skip
         self.model, self.cond, self.uncond, self.image = model, cond, uncond, image
         self.rescale, self.batched, self.timesteps = rescale, batched, timesteps
+        self._share = getattr(model, "share_latents", None)
         self._plans: dict[tuple, tuple] = {}  # by the scales: what to ask for
         self._joined: dict[int, tuple] = {}  # by how many: the leaves, their versions, and the two joined
         self._times: dict[int, Sequence[Tensor]] = {}  # by how many: for each of `timesteps`
@@ -45,7 +46,8 @@ class Guide:
             self._plans[key] = chain(self.cond, self.uncond, scale, self.image, image_scale)
         conds, scales = self._plans[key]
         if len(conds) == 1:
-            return run_model(self.model, x, self.times(t, x.shape[0], x), conds[0])
+            shared = self._share and self.joined(conds)[1]
+            return run_model(self.model, x, self.times(t, x.shape[0], x), conds[0] if shared is None else shared)
         outputs = self.outputs(x, t, conds)
         guided = torch.lerp(outputs[0], outputs[1], scales[0])
         for factor, below, above in zip(scales[1:], outputs[1:-1], outputs[2:], strict=True):
@@ -80,8 +82,7 @@ class Guide:
         state = [0 if leaf.is_inference() else leaf._version for leaf in leaves]
         known = self._joined.get(len(conds))
         if known is None or known[1] != state or not all(map(is_, known[0], leaves)):
-            share = getattr(self.model, "share_latents", None)
-            shared = share(conds) if callable(share) else None
+            shared = self._share(conds) if self._share else None
             joined = pair_conditionings(*conds) if shared is None else None
             self._joined[len(conds)] = known = leaves, state, (joined, shared)
         return known[2]

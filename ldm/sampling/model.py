@@ -16,6 +16,9 @@ class DiffusionModel(Protocol):
     Read where the model has them: `device` (else the device of `betas`) and `parameterization` ("eps", "v" or "x0";
     else "eps"). Asked for only where they are used: `q_sample(x0, t)` by masks (without it the sampler's own does the
     same), `first_stage_model.quantize(x0)` by `quantize_x0=True` (a tensor, or a tuple that starts with it).
+
+    `share_latents(conds)`, if there is one, may return one conditioning that stands for a list of them in the calls of
+    a run: under it, `apply_model(x, t, …)` of (B, …) returns (n·B, …), the outputs for the first of them first.
     """
 
     num_timesteps: int  # T

@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.checkpoint import load_partly
 from ldm.models.diffusion.batches import Batches
 from ldm.models.diffusion.gaussian import GaussianDiffusion
+from ldm.models.diffusion.sharing import is_changed, joined_contexts
 from ldm.models.diffusion.training import Losses, Training, check_ucg_training
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
@@ -125,11 +126,26 @@ class DDPM(Training, Batches, GaussianDiffusion):
         """The network's output for x (B, C, H, W) at timesteps t (B,); `cond`: a tensor, a list, or a dict of lists
         under `c_concat`, `c_crossattn` and `c_adm`. Of a network that returns a tuple, its first, or with `return_ids`
         all of it."""
-        if not isinstance(cond, Mapping):
-            name = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
-            cond = {} if cond is None else {name: cond if isinstance(cond, (list, tuple)) else [cond]}
-        output = self.model(x_noisy, t, **cond)
+        output = self.model(x_noisy, t, **self._named(cond))
         return output[0] if isinstance(output, tuple) and not return_ids else output
+
+    def _named(self, cond: Any) -> Mapping[str, Any]:
+        if isinstance(cond, Mapping):
+            return cond
+        name = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
+        return {} if cond is None else {name: cond if isinstance(cond, (list, tuple)) else [cond]}
+
+    def share_latents(self, conds: Sequence[Any]) -> dict[str, list[Tensor]] | None:
+        """One conditioning, under which `apply_model` of x (B, …) and t (B,) returns what it would for each of `conds`,
+        (n·B, …), the first's first; None where that is not possible, or not certain to be the same.
+
+        For one sampling run: nothing in it may change. A sampler asks for it once (`ldm.sampling.guidance.Guide`).
+        """
+        ours = getattr(self.apply_model, "__func__", None) is DDPM.apply_model
+        ours = ours and type(self.model) is DiffusionWrapper and not is_changed(self.model)
+        if not ours or self.model.conditioning_key not in ("crossattn", "hybrid"):
+            return None
+        return joined_contexts(self.model.diffusion_model, [self._named(cond) for cond in conds])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Losses]:
         """The loss of pictures x (B, C, H, W) at random timesteps."""

@@ -56,7 +56,14 @@ class DiffusionWrapper(nn.Module):
         if key == "adm":
             inputs["y"] = given["c_crossattn"][0]
         elif given["c_crossattn"]:
-            inputs["context"] = torch.cat(given["c_crossattn"], dim=1)
+            inputs["context"] = _cat(given["c_crossattn"])
         if given["c_adm"]:
             inputs["y"] = given["c_adm"][0]
-        return self.diffusion_model(torch.cat([x, *given["c_concat"]], dim=1), t, **inputs)
+        output = self.diffusion_model(_cat([x, *given["c_concat"]]), t, **inputs)
+        graphed = getattr(self.diffusion_model, "_compiled_call_impl", None) is not None and x.is_cuda
+        return output.clone() if graphed else output  # a CUDA graph writes its next answer to the same place
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    """Along the channels or the tokens; a single one is left as it is, for what layers keep with it."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)

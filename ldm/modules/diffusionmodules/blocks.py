@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer, attend
-from ldm.modules.diffusionmodules.util import avg_pool_nd, checkpoint, conv_nd, linear, normalization, zero_module
+from ldm.modules.diffusionmodules.util import (
+    avg_pool_nd,
+    checkpoint,
+    conv_nd,
+    linear,
+    normalization,
+    repeat_to,
+    zero_module,
+)
 
 
 class TimestepBlock(nn.Module):
@@ -117,6 +125,7 @@ class ResBlock(TimestepBlock):
         h = conv(self.h_upd(act(norm(x))))
         x = self.x_upd(x)
         emb = self.emb_layers(emb)
+        emb = repeat_to(emb, h.shape[0])
         emb = emb.reshape(*emb.shape, *[1] * (h.ndim - 2))
         norm, *rest = self.out_layers
         if self.use_scale_shift_norm:

@@ -31,6 +31,7 @@ from ldm.modules.diffusionmodules.util import (
     conv_nd,
     linear,
     normalization,
+    repeat_to,
     timestep_embedding,
     zero_module,
 )
@@ -78,6 +79,8 @@ class UNetModel(HalfUNet):
     Without effect, for configs of the released models: `use_fp16` (call `.half()`, or use autocast) and `legacy`
     (both of its meanings give the same heads).
     """
+
+    memory_format = torch.preserve_format  # of the feature maps
 
     def __init__(
         self,
@@ -177,21 +180,23 @@ class UNetModel(HalfUNet):
         H and W must halve evenly once per level but the last. Computes in the weights' dtype and returns
         (B, out_channels, H, W) in `x`'s, so that a sampler's float32 latents stay float32. Other keywords, which the
         original swallowed, get a warning.
+
+        A context of n·B, n for each x, gives n·B outputs: layers before the first that reads it run for B only.
         """
         self._check(x, timesteps, context, y, ignored)
         emb = self._embed(timesteps, y)
-        if context is not None:
+        if context is not None and context.dtype != self.dtype:
             context = context.to(self.dtype)
-        h = x.to(self.dtype)
+        h = x.to(self.dtype, memory_format=self.memory_format)
         skips = []
         for block in self.input_blocks:
             h = block(h, emb, context)
             skips.append(h)
         h = self.middle_block(h, emb, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+            h = block(torch.cat([h, repeat_to(skips.pop(), h.shape[0])], dim=1), emb, context)
         head = self.id_predictor if self.predict_codebook_ids else self.out
-        return head(h).to(x.dtype)
+        return head(h).to(x.dtype, memory_format=torch.contiguous_format)
 
     def _check(
         self, x: Tensor, timesteps: Tensor | None, context: Tensor | None, y: Tensor | None, ignored: Mapping[str, Any]
@@ -216,9 +221,10 @@ class UNetModel(HalfUNet):
 def _check_context(context: Tensor | None, batch: int, width: int) -> None:
     if context is None:
         raise ValueError(f"context is missing: this network attends to one of shape ({batch}, M, {width})")
-    if context.ndim != 3 or context.shape[0] != batch or context.shape[2] != width:
+    if context.ndim != 3 or not batch or context.shape[0] % batch or context.shape[2] != width:
         raise ValueError(
-            f"context has shape {tuple(context.shape)}; for this batch and network it must be ({batch}, M, {width})"
+            f"context has shape {tuple(context.shape)}; for this batch and network it must be ({batch}, M, {width}), or"
+            " several such along the batch"
         )
 
 

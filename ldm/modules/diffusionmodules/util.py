@@ -38,6 +38,7 @@ __all__ = [
     "mean_flat",
     "noise_like",
     "normalization",
+    "repeat_to",
     "scale_module",
     "timestep_embedding",
     "zero_module",
@@ -119,6 +120,11 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: int = 10000, rep
     exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angle = t * torch.exp(-math.log(max_period) * exponent)
     return F.pad(torch.cat([angle.cos(), angle.sin()], dim=-1), (0, dim % 2))
+
+
+def repeat_to(x: Tensor, batch: int) -> Tensor:
+    """x repeated along the batch until there are `batch` of it: x0 x1 … x0 x1 …; in x's memory format."""
+    return x if x.shape[0] == batch else torch.cat([x] * (batch // x.shape[0]))
 
 
 def checkpoint(func: Callable, inputs: Sequence, params: object = None, flag: bool = True):
