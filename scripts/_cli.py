@@ -143,6 +143,12 @@ def add_model_flags(parser: argparse.ArgumentParser, *, low_mem: bool = True) ->
             help="take less memory and more time for the same pictures: guidance asks for one conditioning after the "
             "other, the autoencoder works in strips, and parts of the model that are not at work leave the device",
         )
+        group.add_argument(
+            "--compile",
+            action="store_true",
+            help="compile the U-Net with torch.compile: minutes before the first step, and again for each other size; "
+            "worth it for many pictures of one size",
+        )
     parser.add_argument(
         "overrides",
         type=a_text,

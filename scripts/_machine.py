@@ -64,6 +64,17 @@ def _cpu_has_bf16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", flags) is not None
 
 
+def prepare(model, *, compile: bool = False) -> None:
+    """Make a loaded model ready to sample: averaged weights for good, and the U-Net as this machine runs it best."""
+    from ldm.checkpoint.mapped import release
+    from ldm.modules.inference import prepare_for_inference
+
+    if getattr(model, "model_ema", None) is not None:
+        model.model_ema.copy_to(model.model)
+        model.model_ema = None
+    prepare_for_inference(model, compile=compile, release=release)
+
+
 _CHECK = "check the checkpoint and the config (scale, scale_factor)"
 
 

@@ -130,9 +130,9 @@ class Session:
             if self._low_mem:
                 parks = not {**self._built, **self.options}.get("quantize_x0")  # else it is asked at each step
                 _low_mem.settle(self.model, self.device, self._texts, parks=parks)
+            _machine.prepare(self.model, compile=self.opt.compile)
             self.sampler = self._class(self.model, **self._built)
-            with self.model.ema_scope():
-                yield self.model
+            yield self.model
 
     def batches(self, prompts: Sequence[str]) -> Iterable[list[tuple[str, int]]]:
         """`prompts` once in each iteration, each with its seed, n_samples at a time; a bar if there are several."""

@@ -10,7 +10,7 @@ convolution: here they are reordered once, at the first. The numbers are the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,28 +21,32 @@ from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 
-def prepare_for_inference(model: nn.Module, *, compile: bool = False) -> nn.Module:
+def prepare_for_inference(
+    model: nn.Module, *, compile: bool = False, release: Callable[[Tensor], Any] = lambda weight: None
+) -> nn.Module:
     """Make every U-Net in `model` ready to be sampled from, in place; returns `model`. It can be trained no more.
 
     `state_dict()`, `.to()` and loading work as before. Layers of somebody else's, or hooked, are left as they are.
     `compile`: the U-Net goes through torch.compile, whole (fullgraph) and once for each size; on a CPU with its weights
-    frozen in.
+    frozen in. `release` is called with each weight that is not used any more, such as `ldm.checkpoint.mapped.release`.
     """
     for network in [module for module in model.modules() if isinstance(module, UNetModel)]:
         network.requires_grad_(False)
+        packs = network.time_embed[0].weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         if network.dims == 2:
             network.memory_format = torch.channels_last
-            network.to(memory_format=torch.channels_last)
         if compile:
             _compile(network)
-        elif network.time_embed[0].weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            _pack(network)
+        elif packs:
+            _pack(network, release)
+        elif network.dims == 2:
+            network.to(memory_format=torch.channels_last)
     return model
 
 
-def _pack(network: nn.Module) -> None:
+def _pack(network: nn.Module, release: Callable[[Tensor], Any]) -> None:
     for parent, name, layer in list(_packable(network)):
-        setattr(parent, name, (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer))
+        setattr(parent, name, (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer, release))
 
 
 def _packable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
@@ -55,8 +59,13 @@ def _packable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
         if inside:
             for module in parent.modules():
                 for name, layer in module.named_children():
-                    if type(layer) is nn.Linear:
+                    if type(layer) is nn.Linear and _gains(layer):
                         yield module, name, layer
+
+
+def _gains(layer: nn.Linear) -> bool:
+    """In float32 the usual kernel is quick with small weights: by a third, where they are 128 wide."""
+    return layer.weight.dtype != torch.float32 or layer.weight.numel() >= 2**20
 
 
 class _Packed(nn.Module):
@@ -65,9 +74,9 @@ class _Packed(nn.Module):
     Where the kernel does not take it (a dtype that this processor has no instructions for) the layer stays as it was.
     """
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, release: Callable[[Tensor], Any] = lambda weight: None):
         super().__init__()
-        self.weight, self.bias, self.packed = layer.weight, layer.bias, None
+        self.weight, self.bias, self.packed, self.release = layer.weight, layer.bias, None, release
         self.plain = False  # whether packing failed
 
     def pack(self, x: Tensor) -> None:
@@ -76,7 +85,8 @@ class _Packed(nn.Module):
         except RuntimeError:
             self.plain = True
         else:
-            self.packed, self.weight = packed, None
+            weight, self.packed, self.weight = self.weight, packed, None
+            self.release(weight.detach())
 
     def unpack(self) -> None:
         if self.packed is not None:
@@ -108,8 +118,8 @@ class _Packed(nn.Module):
 class PackedConv2d(_Packed):
     """`nn.Conv2d`."""
 
-    def __init__(self, layer: nn.Conv2d):
-        super().__init__(layer)
+    def __init__(self, layer: nn.Conv2d, *args: Any):
+        super().__init__(layer, *args)
         self.shape = layer.padding, layer.stride, layer.dilation, layer.groups
 
     def reordered(self, x: Tensor) -> Tensor:

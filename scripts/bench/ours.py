@@ -24,9 +24,10 @@ def model(folder: str, dtype: str, device: str, prepare: bool, compile: bool, on
         if only not in (None, part):
             setattr(made, part, torch.nn.Identity())
     if prepare or compile:
+        from ldm.checkpoint.mapped import release
         from ldm.modules.inference import prepare_for_inference
 
-        prepare_for_inference(made, compile=compile)
+        prepare_for_inference(made, compile=compile, release=release)
     return made
 
 
@@ -99,7 +100,7 @@ def _dtype(name: str):
 
 def _context_width(made) -> int:
     """What the network's cross-attention reads a token as."""
-    return next(p.shape[1] for name, p in made.model.named_parameters() if name.endswith("attn2.to_k.weight"))
+    return made.model.diffusion_model.context_dim
 
 
 def vae(folder: str, dtype: str, device: str = "cpu", prepare: bool = False, compile: bool = False):
