@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import Normalize, checkpoint, repeat_to, zero_module
+from ldm.modules.kept import once
 from ldm.util import default, exists
 
 _MANY = 1024  # keys
@@ -158,26 +159,10 @@ class CrossAttention(nn.Module):
         context = default(context, x)
         if exists(mask):
             mask = _over_keys(mask, context)
-        q, (k, v) = self.to_q(x), self._keys_and_values(context)
+        q = self.to_q(x)
+        # a text's are the same at each step
+        k, v = once(self, context, (self.to_k, self.to_v), q.dtype, lambda: (self.to_k(context), self.to_v(context)))
         return self.to_out(multi_head_attention(q, k, v, self.heads, mask, self.scale))
-
-    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of a context that `keeping` gave are computed once, and kept by it."""
-        kept = None if torch.compiler.is_compiling() else getattr(context, "kept", None)
-        if kept is None or torch.is_grad_enabled():
-            return self.to_k(context), self.to_v(context)
-        if self not in kept:
-            kept[self] = self.to_k(context), self.to_v(context)
-        return kept[self]
-
-
-def keeping(context: Tensor) -> Tensor:
-    """A conditioning (B, M, D) with which layers may leave what they make of it, as long as there are no gradients.
-
-    For a sampling run, in which neither it nor the weights change; what was kept goes with it.
-    """
-    context.kept = {}
-    return context
 
 
 def _over_keys(mask: Tensor, context: Tensor) -> Tensor:

@@ -14,19 +14,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.modules.untouched import is_own_kind
+
+
+def _keep(weight: Tensor) -> None:
+    """A function with a name, for layers that are pickled."""
 
 
 def prepare_for_inference(
-    model: nn.Module, *, compile: bool = False, release: Callable[[Tensor], Any] = lambda weight: None
+    model: nn.Module, *, compile: bool = False, release: Callable[[Tensor], Any] = _keep
 ) -> nn.Module:
-    """Make every U-Net in `model` ready to be sampled from, in place; returns `model`. It can be trained no more.
+    """Make every U-Net in `model` ready to be sampled from, in place; returns `model`. Its weights are frozen.
 
-    `state_dict()`, `.to()` and loading work as before. Layers of somebody else's, or hooked, are left as they are.
+    Layers and parameters stay the objects that they are, for who saves, loads, moves, averages, patches or hooks them,
+    or trains them again, after `requires_grad_(True)`. Layers of somebody else's are left as they are.
     `compile`: the U-Net goes through torch.compile, whole (fullgraph) and once for each size; on a CPU with its weights
     frozen in. `release` is called with each weight that is not used any more, such as `ldm.checkpoint.mapped.release`.
     """
@@ -36,8 +41,9 @@ def prepare_for_inference(
         if network.dims == 2:
             network.memory_format = torch.channels_last
         if compile:
+            _unpack(network)
             _compile(network)
-        elif packs:
+        elif packs and network._compiled_call_impl is None:
             _pack(network, release)
         elif network.dims == 2:
             network.to(memory_format=torch.channels_last)
@@ -45,22 +51,29 @@ def prepare_for_inference(
 
 
 def _pack(network: nn.Module, release: Callable[[Tensor], Any]) -> None:
-    for parent, name, layer in list(_packable(network)):
-        setattr(parent, name, (PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear)(layer, release))
+    for layer in list(_packable(network)):
+        layer.__class__ = PackedConv2d if isinstance(layer, nn.Conv2d) else PackedLinear  # hooks and all stay
+        layer.__dict__["_parameters"] = _Parameters(layer._parameters)
+        layer.release, layer.refused = release, None
 
 
-def _packable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def _unpack(network: nn.Module) -> None:
+    for layer in network.modules():
+        if isinstance(layer, _Packed):
+            layer.__class__ = layer.usual
+            layer.__dict__["_parameters"] = dict(layer._parameters.items())
+
+
+def _packable(network: nn.Module) -> Iterator[nn.Module]:
     """Convolutions, and the transformers' linear layers; those of the timestep see a row or two, and stay."""
+    usual = [kind for kind in (nn.Conv2d, nn.Linear) if is_own_kind(kind)]
     for parent in network.modules():
-        inside = isinstance(parent, BasicTransformerBlock)
-        for name, layer in parent.named_children():
-            if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-                yield parent, name, layer
-        if inside:
-            for module in parent.modules():
-                for name, layer in module.named_children():
-                    if type(layer) is nn.Linear and _gains(layer):
-                        yield module, name, layer
+        if nn.Conv2d in usual:
+            for layer in parent.children():
+                if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+                    yield layer
+        if nn.Linear in usual and isinstance(parent, BasicTransformerBlock):
+            yield from (layer for layer in parent.modules() if type(layer) is nn.Linear and _gains(layer))
 
 
 def _gains(layer: nn.Linear) -> bool:
@@ -68,82 +81,100 @@ def _gains(layer: nn.Linear) -> bool:
     return layer.weight.dtype != torch.float32 or layer.weight.numel() >= 2**20
 
 
+class _Parameters(dict):
+    """A layer's parameters. While the weight is `packed`, the parameter itself is empty; who looks at it finds it as it
+    ever was, to save, load, move, average, change or train it, and the layer packs it again when next called."""
+
+    packed: Tensor | None = None
+
+    def pack(self, packed: Tensor) -> None:
+        self.packed, weight = packed, dict.get(self, "weight")
+        weight.data = weight.new_empty(0)
+
+    def look(self) -> _Parameters:
+        if self.packed is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                dict.get(self, "weight").data = self.packed.to_dense()
+            self.packed = None
+        return self
+
+    def __getitem__(self, name: str) -> Any:
+        return super(_Parameters, self.look()).__getitem__(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super(_Parameters, self.look()).__setitem__(name, value)
+
+    def items(self) -> Any:
+        return super(_Parameters, self.look()).items()
+
+    def values(self) -> Any:
+        return super(_Parameters, self.look()).values()
+
+    def __reduce__(self) -> tuple:
+        return _Parameters, (dict(self.items()),)
+
+
 class _Packed(nn.Module):
-    """A layer whose weight is in the kernel's own order, from its first call on; in the state dict it is as ever.
+    """A layer whose weight is in the kernel's own order, from its first call without gradients on.
 
     Where the kernel does not take it (a dtype that this processor has no instructions for) the layer stays as it was.
     """
 
-    def __init__(self, layer: nn.Module, release: Callable[[Tensor], Any] = lambda weight: None):
-        super().__init__()
-        self.weight, self.bias, self.packed, self.release = layer.weight, layer.bias, None, release
-        self.plain = False  # whether packing failed
-
-    def pack(self, x: Tensor) -> None:
-        try:
-            packed = self.reordered(x)
-        except RuntimeError:
-            self.plain = True
-        else:
-            weight, self.packed, self.weight = self.weight, packed, None
-            self.release(weight.detach())
-
-    def unpack(self) -> None:
-        if self.packed is not None:
-            self.weight, self.packed = nn.Parameter(self.packed.to_dense(), requires_grad=False), None
-        self.plain = False
+    usual: type[nn.Module]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is None and not self.plain and not torch.is_grad_enabled() and x.dtype == self.weight.dtype:
-            self.pack(x)
-        return self.slow(x) if self.packed is None else self.fast(x)
+        own = self.__dict__["_parameters"]  # not looked into: see there
+        weight, bias = dict.get(own, "weight"), dict.get(own, "bias")
+        fits = isinstance(weight, nn.Parameter) and x.dtype == weight.dtype and x.device.type == "cpu"
+        if fits and not (torch.is_grad_enabled() or weight.requires_grad or torch.is_autocast_enabled("cpu")):
+            if own.packed is None and self.refused != weight.dtype:
+                self.pack(x, weight)
+            if own.packed is not None:
+                return self.fast(x, own.packed, bias)
+        return super().forward(x)
 
-    def reordered(self, x: Tensor) -> Tensor:
+    def pack(self, x: Tensor, weight: Tensor) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            weight, own = weight.detach(), self.__dict__["_parameters"]
+            try:
+                packed = self.reordered(x, weight)
+            except RuntimeError:
+                self.refused = weight.dtype
+            else:
+                own.pack(packed)
+                self.release(weight)
+
+    def reordered(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _apply(self, fn: Any, recurse: bool = True) -> _Packed:
-        self.unpack()
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self.packed is not None:  # first, as ever
-            destination[prefix + "weight"] = self.packed.to_dense()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self.unpack()
-        super()._load_from_state_dict(*args)
+    def fast(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
 
-class PackedConv2d(_Packed):
+class PackedConv2d(_Packed, nn.Conv2d):
     """`nn.Conv2d`."""
 
-    def __init__(self, layer: nn.Conv2d, *args: Any):
-        super().__init__(layer, *args)
-        self.shape = layer.padding, layer.stride, layer.dilation, layer.groups
+    usual = nn.Conv2d
 
-    def reordered(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *self.shape, x.shape)
+    def reordered(self, x: Tensor, weight: Tensor) -> Tensor:
+        shape = self.padding, self.stride, self.dilation, self.groups
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, x.shape)
 
-    def fast(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(x, self.packed, self.bias, *self.shape, "none", [], "")
-
-    def slow(self, x: Tensor) -> Tensor:
-        padding, stride, dilation, groups = self.shape
-        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+    def fast(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        shape = self.padding, self.stride, self.dilation, self.groups
+        return torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *shape, "none", [], "")
 
 
-class PackedLinear(_Packed):
+class PackedLinear(_Packed, nn.Linear):
     """`nn.Linear`."""
 
-    def reordered(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // x.shape[-1])
+    usual = nn.Linear
 
-    def fast(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def reordered(self, x: Tensor, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.shape[-1])
 
-    def slow(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def fast(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def _compile(network: UNetModel) -> None:

@@ -70,6 +70,11 @@ def as_device(name: str, device: torch.device | str) -> torch.device:
     return device
 
 
+def version(tensor: Tensor | None) -> int:
+    """How often it was written into, as far as torch counts: not in inference mode."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
 def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """`tensor` there. From the host to CUDA it is queued: nothing waits for what the device has still to do."""
     return tensor.to(device, dtype, non_blocking=device.type == "cuda" and tensor.device.type == "cpu")

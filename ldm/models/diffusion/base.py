@@ -12,10 +12,11 @@ from torch import Tensor
 from ldm.checkpoint import load_partly
 from ldm.models.diffusion.batches import Batches
 from ldm.models.diffusion.gaussian import GaussianDiffusion
-from ldm.models.diffusion.sharing import is_changed, joined_contexts
+from ldm.models.diffusion.sharing import joined_contexts
 from ldm.models.diffusion.training import Losses, Training, check_ucg_training
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
+from ldm.modules.untouched import is_changed, is_own, is_own_kind
 from ldm.sampling.model import PARAMETERIZATIONS
 
 # What would change the loss or the weights, by the value that changes nothing: any other is refused.
@@ -141,9 +142,9 @@ class DDPM(Training, Batches, GaussianDiffusion):
 
         For one sampling run: nothing in it may change. A sampler asks for it once (`ldm.sampling.guidance.Guide`).
         """
-        ours = getattr(self.apply_model, "__func__", None) is DDPM.apply_model
-        ours = ours and type(self.model) is DiffusionWrapper and not is_changed(self.model)
-        if not ours or self.model.conditioning_key not in ("crossattn", "hybrid"):
+        ours = getattr(self.apply_model, "__func__", None) is DDPM.apply_model and is_own(DDPM.apply_model)
+        wrapper = type(self.model) is DiffusionWrapper and is_own_kind(DiffusionWrapper) and not is_changed(self.model)
+        if not (ours and wrapper) or self.model.conditioning_key not in ("crossattn", "hybrid"):
             return None
         return joined_contexts(self.model.diffusion_model, [self._named(cond) for cond in conds])
 
