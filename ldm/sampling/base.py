@@ -15,7 +15,7 @@ from .checks import check_noising, check_tensors
 from .model import DiffusionModel, check_model
 from .schedule import Levels, NoiseSchedule, q_sample
 from .timesteps import given_timesteps, make_timesteps
-from .values import as_device, as_number, check_numbers
+from .values import as_device, as_number, check_numbers, to_device
 
 log = logging.getLogger(__name__)
 _PLAIN = Options()
@@ -75,7 +75,7 @@ class Sampler(nn.Module):
         self.__dict__.pop(name, None)
         self._buffers.pop(name, None)
         if isinstance(attr, Tensor):
-            super().register_buffer(name, attr.to(self.device), persistent=persistent)
+            super().register_buffer(name, to_device(attr, self.device), persistent=persistent)
         else:
             setattr(self, name, attr)
 
@@ -186,9 +186,9 @@ class Sampler(nn.Module):
         """
         alpha_bar = self.levels(use_original_steps).alpha_bar
         check_tensors(x0=x0, noise=noise)
-        t = torch.as_tensor(t, device=x0.device)
+        t = to_device(torch.as_tensor(t), x0.device)
         check_noising(x0, t, noise, len(alpha_bar))
         noise = torch.randn_like(x0) if noise is None else noise
         x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
-        a = torch.tensor(alpha_bar, dtype=x0.dtype, device=x0.device)[t.long()]
+        a = to_device(torch.tensor(alpha_bar, dtype=x0.dtype), x0.device)[t.long()]
         return q_sample(x0, a.reshape(-1, *[1] * (x0.ndim - 1)), noise.to(x0))

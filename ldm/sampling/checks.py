@@ -16,7 +16,7 @@ from .mask import broadcasts, check_mask
 from .model import parameterization_of
 from .schedule import Levels
 from .transition import eps_weight
-from .values import check_numbers
+from .values import check_numbers, to_host
 
 
 def latent_shape(batch_size: int, shape: Sequence[int]) -> tuple[int, ...]:
@@ -95,8 +95,9 @@ def check_noising(x0: Tensor, t: Tensor, noise: Tensor | None, count: int) -> No
     """ValueError unless `t`, one or one for each sample of `x0`, counts `count` levels, and `noise` fits x0."""
     if t.ndim > 1 or t.numel() not in (1, len(x0)):
         raise ValueError(f"t has shape {tuple(t.shape)}, but x0 has {len(x0)} samples: give one t, or one for each")
-    if t.is_floating_point() or t.min() < 0 or t.max() >= count:
-        raise ValueError(f"t = {t.tolist()}: there are {count} levels; choose from 0 to {count - 1}, whole numbers")
+    values = to_host(t).tolist()
+    if t.is_floating_point() or not all(0 <= n < count for n in ([values] if t.ndim == 0 else values)):
+        raise ValueError(f"t = {values}: there are {count} levels; choose from 0 to {count - 1}, whole numbers")
     if noise is not None and not broadcasts(noise.shape, x0.shape):
         raise ValueError(f"noise has shape {tuple(noise.shape)}, but x0 has {tuple(x0.shape)}: make them agree")
 
@@ -155,7 +156,7 @@ def warn_idle(
 
 def check_finite(sums: Sequence[Tensor], timesteps: Sequence[int]) -> None:
     """FloatingPointError if a sum over the latents after a step is NaN or infinite. Waits for the device, once."""
-    finite = torch.stack(list(sums)).isfinite().tolist()
+    finite = to_host(torch.stack(list(sums)).isfinite()).tolist()
     if not all(finite):
         step = finite.index(False)
         raise FloatingPointError(

@@ -44,7 +44,7 @@ class DDIMSampler(Solver):
 
     def direct(self, run: Run) -> Callable[[Tensor, int, int], tuple[Tensor, Tensor]] | None:
         """p_sample_ddim's numbers without its arguments, where nothing is done to eps and x0."""
-        r, o, levels, guide, kind = run.request, run.options, run.levels, run.guide, parameterization_of(self.model)
+        r, o, levels, guide = run.request, run.options, run.levels, run.guide
         limited = r.quantize_x0 or o.clip_x0 or r.dynamic_threshold is not None
         if limited or r.score_corrector is not None or not self.steps_itself:
             return None
@@ -54,7 +54,7 @@ class DDIMSampler(Solver):
         def step(x: Tensor, i: int, index: int) -> tuple[Tensor, Tensor]:
             alpha_bar, alpha_bar_prev, sigma, scale = steps[index]
             output = guide(x, index, run.scales[i], run.image_scales[i])
-            x0, eps = predict(output, x, alpha_bar, kind)
+            x0, eps = predict(output, x, alpha_bar, parameterization_of(self.model))
             noise = run.noise(i, index, x) if drawn else 0.0
             noise = global_noise(x, dropout=r.noise_dropout) if noise is None else noise
             return ddim_step(x0, eps, alpha_bar_prev, sigma, r.temperature * scale * noise if sigma else 0.0), x0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .values import as_interval, as_number, to_device
+from .values import as_interval, as_number, to_device, version
 
 # A tensor, or lists and dicts of tensors, numbers and None, nested. What else the model understands passes untouched.
 Conditioning = Any
@@ -32,12 +32,20 @@ class Guide:
         self, model, cond: Conditioning, uncond: Conditioning = None, *, image: Conditioning = None,
         rescale: float = 0.0, batched: bool = True, timesteps: Sequence[int] = (),
     ):  # fmt: skip
-        self.model, self.cond, self.uncond, self.image = model, cond, uncond, image
+        self.cond, self.uncond, self.image = cond, uncond, image
         self.rescale, self.batched, self.timesteps = rescale, batched, timesteps
-        self._share = getattr(model, "share_latents", None)
         self._plans: dict[tuple, tuple] = {}  # by the scales: what to ask for
-        self._joined: dict[int, tuple] = {}  # by how many: the leaves, their versions, and the two joined
         self._times: dict[int, Sequence[Tensor]] = {}  # by how many: for each of `timesteps`
+        self.ask(model)
+
+    def ask(self, model) -> None:
+        """From here on another model."""
+        self.model = model
+        self._share = getattr(model, "share_latents", None)
+        own = getattr(model.apply_model, "__self__", None)
+        if getattr(self._share, "__self__", own) is not own:  # of a model inside this one, which may do more
+            self._share = None
+        self._joined: dict[int, tuple] = {}  # by how many: all that is in them and was made of them, and the two joined
 
     def __call__(self, x: Tensor, t: Tensor | int, scale: float = 1.0, image_scale: float = 1.0) -> Tensor:
         """The guided output for latents `x` (B, …) at timesteps `t` (B,), or at the t-th of `timesteps`."""
@@ -76,16 +84,16 @@ class Guide:
     def joined(self, conds: Sequence[Conditioning]) -> tuple[Conditioning, Conditioning]:
         """The conditionings along the batch, and such as the model wants for latents that are not repeated, or None.
 
-        Made once, so that a model can tell that they are the same as in the step before; again if they were changed.
+        Made once, so that a model can tell that they are the same as in the step before; again if they, or what was
+        made of them, changed. (What is written into a tensor of inference mode is not seen: put another in its place.)
         """
-        leaves = _leaves(conds)
-        state = [0 if leaf.is_inference() else leaf._version for leaf in leaves]
-        known = self._joined.get(len(conds))
-        if known is None or known[1] != state or not all(map(is_, known[0], leaves)):
+        parts, state, made = self._joined.get(len(conds), ([], [], None))
+        now = _contents((conds, made))
+        if now[1] != state or len(now[0]) != len(parts) or not all(map(is_, now[0], parts)):
             shared = self._share(conds) if self._share else None
-            joined = pair_conditionings(*conds) if shared is None else None
-            self._joined[len(conds)] = known = leaves, state, (joined, shared)
-        return known[2]
+            made = (pair_conditionings(*conds) if shared is None else None), shared
+            self._joined[len(conds)] = *_contents((conds, made)), made
+        return made
 
 
 def guided_output(
@@ -187,14 +195,21 @@ def check_batch(cond: Conditioning, batch_size: int, name: str) -> None:
             )
 
 
-def _leaves(cond: Conditioning) -> list[Tensor]:
-    if isinstance(cond, Tensor):
-        return [cond]
-    leaves: list[Tensor] = []
-    if isinstance(cond, dict | list | tuple):
-        for part in cond.values() if isinstance(cond, dict) else cond:
-            leaves += [part] if isinstance(part, Tensor) else _leaves(part)
-    return leaves
+def _contents(cond: Conditioning) -> tuple[list[Any], list[int]]:
+    """All that is in it, keys too; and what would tell of a change: how much there is, and the tensors' versions."""
+    parts: list[Any] = []
+    state: list[int] = []
+    ahead = [cond]
+    for part in ahead:  # which grows as it goes
+        if isinstance(part, Tensor):
+            parts.append(part)
+            state.append(version(part))
+        elif isinstance(part, dict | list | tuple):
+            state.append(len(part))
+            ahead += (*part, *part.values()) if isinstance(part, dict) else part
+        else:
+            parts.append(part)
+    return parts, state
 
 
 def _tensors(cond: Conditioning, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ from .model import parameterization_of
 from .prediction import predict
 from .schedule import q_sample
 from .transition import ddim_inverse_step
+from .values import to_host
 
 
 def invert(run: Run, refine: int = 0) -> Iterator[Tensor]:
@@ -46,7 +47,7 @@ def invert(run: Run, refine: int = 0) -> Iterator[Tensor]:
         yield x
     check_finite(sums, levels.timesteps)
     if refine:
-        warn_diverging(torch.stack(away).tolist(), levels.timesteps)
+        warn_diverging(to_host(torch.stack(away)).tolist(), levels.timesteps)
 
 
 def moved_away(first: Tensor, second: Tensor, third: Tensor) -> Tensor:

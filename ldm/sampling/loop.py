@@ -18,6 +18,7 @@ from .guidance import Conditioning, Guide, guidance_scales
 from .mask import keep_known, kept_at
 from .noise import NoiseSource, noise_source
 from .schedule import Levels, q_sample
+from .values import to_device
 
 if TYPE_CHECKING:
     from .solver import Solver
@@ -101,7 +102,8 @@ class Run:
         x = start(request.x_T, options.init, shape, sampler.device, source, levels.alpha_bar[-1])
         mask = x0 = None
         if request.mask is not None:
-            mask, x0 = request.mask.to(x), request.x0.to(x.device).reshape(-1, *shape[1:])
+            mask = to_device(request.mask, x.device, x.dtype)
+            x0 = to_device(request.x0, x.device).reshape(-1, *shape[1:])
         return cls(sampler, cond, x, request, options, levels, guide, scales, image_scales, source, mask, x0, caller)
 
     def __iter__(self) -> Iterator[Step]:
@@ -122,7 +124,12 @@ class Run:
         check_finite(sums, levels.timesteps[::-1])
 
     def still(self, made: object) -> object:
-        """What make_schedule left, at the first step and then; RuntimeError once it is not this run's."""
+        """What make_schedule left, at the first step and then; RuntimeError once it is not this run's.
+
+        Another `model` may be put in within a run (a refiner, say), and is asked from then on.
+        """
+        if self.guide.model is not self.sampler.model:
+            self.guide.ask(self.sampler.model)
         now = self.sampler._levels
         if now is not made:
             levels = self.sampler.levels(self.request.use_original_steps)
@@ -161,7 +168,7 @@ class Run:
     def noise(self, i: int, index: int, x: Tensor) -> Tensor | float | None:
         """The noise of step i; None where the step is to draw it from the global generator."""
         if self.request.normals_sequence is not None:
-            noise = self.request.normals_sequence[i].to(x)
+            noise = to_device(self.request.normals_sequence[i], x.device, x.dtype)
         elif self.source.is_global:
             return None
         elif self.levels.sigma[index] * self.request.temperature == 0:
@@ -219,7 +226,7 @@ def start(
     given = x_T if init is None else init
     if given is None:
         return source.normal(shape, device)
-    x = given.to(device, torch.promote_types(given.dtype, torch.float32))
+    x = to_device(given, device, torch.promote_types(given.dtype, torch.float32))
     return x if init is None else q_sample(x, top, source.normal(shape, device, x.dtype))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .values import to_host
+
 
 def keep_known(x: Tensor, known: Tensor, mask: Tensor) -> Tensor:
     """`known` where the mask is 1, `x` where it is 0. `x`: (B, …); the others broadcast to it.
@@ -37,7 +39,7 @@ def check_mask(mask: Tensor, x0: Tensor | None, shape: tuple[int, ...]) -> None:
             f"mask has shape {tuple(mask.shape)}, which does not broadcast to the latents' {shape}: "
             f"resize it to {(shape[0], 1, *shape[2:])}"
         )
-    low, high = (bound.item() for bound in mask.float().aminmax())
+    low, high = to_host(torch.stack(mask.float().aminmax())).tolist()
     if not 0 <= low <= high <= 1:
         raise ValueError(f"mask holds values from {low:g} to {high:g}: 1 keeps x0, 0 samples; scale it to [0, 1]")
 

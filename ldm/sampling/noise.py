@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .values import as_device
+from .values import as_device, to_device
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NoiseSource:
         for generator, count in self.shares:
             where = generator.device if generator is not None else self.device or device
             parts.append(sampler(count, *shape[1:], generator=generator, device=where, dtype=dtype))
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
+        return to_device(parts[0] if len(parts) == 1 else torch.cat(parts), device)
 
 
 def global_noise(x: Tensor, repeat: bool = False, dropout: float = 0.0) -> Tensor:

@@ -125,7 +125,7 @@ class NoiseSchedule:
 def given_betas(betas: Sequence[float] | Tensor, total: int) -> np.ndarray:
     """The caller's betas as (T,) float64. ValueError unless T numbers in [0, 1]."""
     try:
-        values = np.asarray(betas.detach().cpu().double() if isinstance(betas, Tensor) else betas, dtype=np.float64)
+        values = np.asarray(to_host(betas.detach()).double() if isinstance(betas, Tensor) else betas, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"betas = {betas!r}: give {total} numbers from 0 to 1, one for each timestep") from None
     if values.shape != (total,):

@@ -17,6 +17,8 @@ from .loop import Run, Step
 from .schedule import Levels
 from .values import check_numbers
 
+_OURS = f"{__package__}."
+
 
 class Solver(Sampler):
     """A sampler whose step a subclass says (`stepper`); `sample` takes the same arguments in all of them.
@@ -44,7 +46,7 @@ class Solver(Sampler):
     @property
     def steps_itself(self) -> bool:
         """Whether the step is ours, and neither a subclass' own nor set on this sampler."""
-        return getattr(getattr(self, self.STEP), "__module__", "").startswith(__package__)
+        return all(getattr(getattr(self, name), "__module__", "").startswith(_OURS) for name in (self.STEP, "stepper"))
 
     def direct(self, run: Run) -> Callable[[Tensor, int, int], tuple[Tensor, Tensor]] | None:
         """A shorter way to the same step: (x, its number, its index) → (x_prev, x0); None where there is none."""
