@@ -39,7 +39,7 @@ def prepare_for_inference(
         network.requires_grad_(False)
         packs = network.time_embed[0].weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
         if network.dims == 2:
-            network.memory_format = torch.channels_last
+            network.channels_last = True
         if compile:
             _unpack(network)
             _compile(network)

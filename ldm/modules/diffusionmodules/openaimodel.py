@@ -80,7 +80,7 @@ class UNetModel(HalfUNet):
     (both of its meanings give the same heads).
     """
 
-    memory_format = torch.preserve_format  # of the feature maps
+    channels_last = False  # the feature maps, in memory
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class UNetModel(HalfUNet):
         emb = self._embed(timesteps, y)
         if context is not None and context.dtype != self.dtype:
             context = context.to(self.dtype)
-        h = x.to(self.dtype, memory_format=self.memory_format)
+        h = x.to(self.dtype, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
         skips = []
         for block in self.input_blocks:
             h = block(h, emb, context)

@@ -1,0 +1,307 @@
+"""A network made ready to be sampled from: the same numbers, and all that one does with a network still works."""
+
+import copy
+import io
+import pickle
+import shutil
+import warnings
+
+import pytest
+import torch
+from _networks import golden_weights, randn
+from _text_model import UNET, text_model
+from test_networks import context_unet, inputs
+from torch import nn
+
+from ldm.modules import inference
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.modules.ema import LitEma
+from ldm.modules.inference import PackedConv2d, PackedLinear, prepare_for_inference
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def all_linear_layers(monkeypatch):
+    """Also those of small networks, for which it does not pay."""
+    monkeypatch.setattr(inference, "_gains", lambda layer: True)
+
+
+def packed(network):
+    """How many weights are packed, looking at none."""
+    return sum(
+        layer.__dict__["_parameters"].packed is not None
+        for layer in network.modules()
+        if isinstance(layer, (PackedConv2d, PackedLinear))
+    )
+
+
+def used(network=None):
+    """A prepared network that was called, beside what it is to return."""
+    network = network or context_unet()
+    expected = network(*inputs())
+    with torch.no_grad():
+        prepare_for_inference(network)(*inputs())
+    assert packed(network) > 40
+    return network, expected
+
+
+def says(network, expected, atol=1e-5):
+    with torch.no_grad():
+        torch.testing.assert_close(network(*inputs()).to(expected), expected, rtol=0, atol=atol)
+
+
+# ------------------------------------------------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"resblock_updown": True}, {"conv_resample": False}, {"use_linear_in_transformer": True}, {"num_classes": 5},
+    {"use_scale_shift_norm": True, "transformer_depth": 2},
+], ids=str)  # fmt: skip
+def test_a_prepared_network_says_what_it_said_for_every_size_and_batch(options):
+    network, prepared = (context_unet(**options) for _ in range(2))
+    prepare_for_inference(prepared)
+    y = {"y": torch.tensor([3])} if "num_classes" in options else {}
+    for batch, height, width in ((2, 8, 8), (1, 8, 8), (3, 6, 10), (1, 2, 26), (5, 8, 8)):
+        x, t, context = randn(batch, 4, height, width), torch.arange(batch), randn(2 * batch, 5, 12, seed=1)
+        more = {k: v.expand(batch) for k, v in y.items()}
+        with torch.no_grad():
+            expected = network(x, t, context, **more)
+            torch.testing.assert_close(prepared(x, t, context, **more), expected, rtol=0, atol=1e-5)
+            assert prepared(x, t, context, **more).is_contiguous()
+    assert packed(prepared) > 40
+
+
+@pytest.mark.parametrize(("size", "options"), [
+    (1, {}), (3, {"padding": 1}), (3, {"padding": 1, "stride": 2}), (3, {"padding": (0, 2), "dilation": 2}),
+    (3, {"bias": False}), (2, {"stride": 2}), (3, {"groups": 4, "padding": 1}), (3, {"padding": "same"}),
+    (3, {"padding": 1, "padding_mode": "reflect"}),
+], ids=str)  # fmt: skip
+def test_every_convolution_says_what_it_said(size, options):
+    network = UNetModel(**UNET)
+    network.input_blocks[0][0] = layer = nn.Conv2d(8, 12, size, **options).requires_grad_(False)
+    sizes = [randn(*shape) for shape in ((2, 8, 9, 7), (1, 8, 5, 12), (4, 8, 9, 7))]
+    expected = [layer(x) for x in sizes]
+    prepare_for_inference(network)
+    with torch.no_grad():
+        for x, y in zip(sizes, expected):
+            torch.testing.assert_close(layer(x), y)
+            torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), y)
+
+
+def test_networks_of_one_or_three_dimensions_are_left_to_themselves():
+    plain = {k: v for k, v in UNET.items() if k not in ("use_spatial_transformer", "context_dim")}
+    for dims in (1, 3):
+        network = golden_weights(UNetModel(**plain, dims=dims))
+        x, t = randn(2, 4, *[8] * dims), torch.tensor([3, 50])
+        expected = network(x, t)
+        with torch.no_grad():
+            torch.testing.assert_close(prepare_for_inference(network)(x, t), expected)
+
+
+def test_it_is_the_same_under_autocast_and_in_inference_mode():
+    network, expected = used()
+    with torch.autocast("cpu", torch.bfloat16):
+        says(network, context_unet()(*inputs()), atol=0.02)
+        assert packed(network) == 0  # autocast is about the usual layers
+    with torch.inference_mode():
+        says(network, expected)
+        assert packed(network) > 40
+    says(network, expected)
+    assert all(not p.is_inference() for p in network.parameters())
+
+
+def test_a_dtype_without_a_kernel_stays_as_it_was(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no such instructions")
+
+    monkeypatch.setattr(PackedConv2d, "reordered", refuse)
+    network = context_unet()
+    expected = network(*inputs())
+    says(prepare_for_inference(network), expected)
+    assert not any(layer.__dict__["_parameters"].packed is not None
+                   for layer in network.modules() if isinstance(layer, PackedConv2d))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- what one does with a network still works
+
+
+def test_the_state_dict_is_the_same_in_order_and_to_the_bit():
+    network, expected = used()
+    for _ in range(2):
+        found, before = network.state_dict(), context_unet().state_dict()
+        assert list(found) == list(before) and all(torch.equal(found[k], before[k]) for k in before)
+        assert [n for n, _ in network.named_parameters()] == [n for n, _ in context_unet().named_parameters()]
+        says(network, expected)
+    assert packed(network) > 40 and found["out.2.weight"].any()  # what was taken out stays
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_weights_that_are_loaded_later_count(assign):
+    network, _ = used()
+    other = context_unet()
+    for p in other.parameters():
+        p.mul_(1.01)
+    network.load_state_dict({k: v.clone() for k, v in other.state_dict().items()}, assign=assign)
+    if assign:
+        network.requires_grad_(False)
+    says(network, other(*inputs()))
+    assert packed(network) > 40
+
+
+def test_weights_that_are_changed_where_they_are_count():
+    """As those do who merge a LoRA, or write into a state dict."""
+    network, _ = used()
+    other = context_unet()
+    for net in (network, other):
+        with torch.no_grad():
+            net.middle_block[1].transformer_blocks[0].attn2.to_k.weight.data += 0.5
+            net.state_dict()["input_blocks.0.0.weight"].mul_(-1)
+            for p in net.out.parameters():
+                p.mul_(2)
+    says(network, other(*inputs()), atol=1e-4)
+
+
+def test_averaged_weights_are_swapped_in_and_out():
+    model = text_model().float()
+    model.model.requires_grad_(True)
+    model.model_ema = LitEma(model.model)
+    with torch.no_grad():
+        for p in model.model.parameters():
+            p.mul_(1.02)
+    args = (randn(2, 4, 8, 8), torch.tensor([5, 70]), randn(2, 5, 12, seed=3))
+    expected = copy.deepcopy(model)
+    prepare_for_inference(model)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(model.apply_model(*args), expected.apply_model(*args), rtol=0, atol=1e-5)
+            with model.ema_scope(), expected.ema_scope():
+                averaged = model.apply_model(*args)
+                torch.testing.assert_close(averaged, expected.apply_model(*args), rtol=0, atol=1e-5)
+            assert (averaged - model.apply_model(*args)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_packed_network_can_be_converted_and_back(dtype):
+    network, expected = used()
+    says(network.to(dtype), context_unet().to(dtype)(*inputs()).float(), atol=0.12 if dtype == torch.bfloat16 else 1e-5)
+    says(network.float(), expected, atol=0.12 if dtype == torch.bfloat16 else 1e-5)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("copied", [
+    copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)),
+    lambda net: torch.load(written(net), weights_only=False),
+], ids=["deepcopy", "pickle", "file"])  # fmt: skip
+def test_a_packed_network_can_be_copied(copied):
+    network, expected = used()
+    other = copied(network)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+    says(other, expected)
+    assert packed(other) > 40 and not network(*inputs()).any()
+
+
+def written(network):
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return file
+
+
+def test_layers_stay_the_objects_they_were_with_their_hooks_and_attributes():
+    network = context_unet()
+    layer, attention, calls = network.input_blocks[0][0], network.middle_block[1].transformer_blocks[0].attn2, []
+    weight, to_k = layer.weight, attention.to_k
+    layer.register_forward_hook(lambda module, args, out: calls.append(out))
+    network, expected = used(network)
+    assert network.input_blocks[0][0] is layer and isinstance(layer, nn.Conv2d) and layer.in_channels == 4
+    assert attention.to_k is to_k and isinstance(to_k, nn.Linear) and to_k.in_features == 12
+    assert calls and layer.weight is weight and weight.shape == (32, 4, 3, 3)
+
+
+def test_layers_of_somebody_elses_are_left_alone(monkeypatch):
+    class Theirs(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    network, forward = context_unet(), nn.Linear.forward
+    network.input_blocks[0][0].__class__ = Theirs
+    calls = []
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: calls.append(x) or forward(self, x))
+    expected, per_call = network(*inputs()), len(calls)
+    says(prepare_for_inference(network), expected)
+    assert len(calls) == 2 * per_call > 20 and type(network.input_blocks[0][0]) is Theirs
+
+
+def test_preparing_twice_is_preparing_once():
+    network, expected = used()
+    kinds = [type(layer) for layer in network.modules()]
+    assert prepare_for_inference(prepare_for_inference(network)) is network
+    assert [type(layer) for layer in network.modules()] == kinds
+    says(network, expected)
+    assert packed(network) > 40
+
+
+def test_a_prepared_network_gives_gradients_to_its_input_and_learns_again_once_it_is_not_frozen():
+    network, _ = used()
+    x, t, context = inputs()
+    grads = []
+    for net in (network, context_unet()):
+        x = x.detach().requires_grad_()
+        net(x, t, context).square().mean().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+    network.requires_grad_(True)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2)
+    losses = []
+    for _ in range(3):
+        with torch.no_grad():
+            network(x, t, context)  # a look at what it has learnt packs nothing
+        optimizer.zero_grad()
+        loss = network(x, t, context).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+    assert all(p.grad is not None for p in network.parameters() if p.ndim > 1)
+
+
+def test_weights_that_are_packed_are_let_go():
+    network, weights = context_unet(), []
+    assert packed(prepare_for_inference(network, release=lambda weight: weights.append(tuple(weight.shape)))) == 0
+    with torch.no_grad():
+        network(*inputs())
+    assert len(weights) == packed(network)
+    held = sum(
+        dict.get(layer.__dict__["_parameters"], "weight").untyped_storage().nbytes()
+        for layer in network.modules()
+        if isinstance(layer, (PackedConv2d, PackedLinear))
+    )
+    assert held == 0 and (32, 4, 3, 3) in weights
+
+
+def test_a_prepared_model_still_shares_between_its_conditionings():
+    model = prepare_for_inference(text_model())
+    assert model.share_latents([randn(2, 5, 12), randn(2, 5, 12, seed=1)]) is not None
+
+
+# --------------------------------------------------------------------------------------------------------- compiled
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+def test_a_compiled_network_says_what_it_said_and_is_compiled_once():
+    counters = torch._dynamo.utils.counters
+    network = context_unet(channel_mult=[1], attention_resolutions=[])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's
+        x, t, context = inputs()
+        expected = [network(x, t + step, context) for step in range(4)]
+        prepare_for_inference(network)(x, t, context)
+        prepare_for_inference(network, compile=True)
+        counters.clear()
+        for step in range(4):  # other values, as from step to step
+            torch.testing.assert_close(network(x, t + step, context), expected[step], rtol=0, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"] and not counters["recompiles"]
+    assert list(network.state_dict()) == list(context_unet(channel_mult=[1], attention_resolutions=[]).state_dict())
