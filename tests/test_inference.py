@@ -123,7 +123,7 @@ def test_a_dtype_without_a_kernel_stays_as_it_was(monkeypatch):
                    for layer in network.modules() if isinstance(layer, PackedConv2d))  # fmt: skip
 
 
-# ------------------------------------------------------------------------------- what one does with a network still works
+# -------------------------------------------------------------------------- what one does with a network still works
 
 
 def test_the_state_dict_is_the_same_in_order_and_to_the_bit():
