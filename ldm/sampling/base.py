@@ -186,9 +186,10 @@ class Sampler(nn.Module):
         """
         alpha_bar = self.levels(use_original_steps).alpha_bar
         check_tensors(x0=x0, noise=noise)
-        t = to_device(torch.as_tensor(t), x0.device)
+        t = torch.as_tensor(t)
         check_noising(x0, t, noise, len(alpha_bar))
         noise = torch.randn_like(x0) if noise is None else noise
         x0 = x0.to(torch.promote_types(x0.dtype, torch.float32))
-        a = to_device(torch.tensor(alpha_bar, dtype=x0.dtype), x0.device)[t.long()]
+        a = to_device(torch.tensor(alpha_bar, dtype=x0.dtype), x0.device)
+        a = a[to_device(t, x0.device).reshape(-1).long()]  # a single index would be waited for
         return q_sample(x0, a.reshape(-1, *[1] * (x0.ndim - 1)), noise.to(x0))
