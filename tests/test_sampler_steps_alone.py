@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 from _small_model import SHAPE, X_T, C, Model, U, guided, run
+from _text_model import sampled, text, text_model
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -124,6 +125,16 @@ def test_inversion_reads_at_its_end_alone(away):
         sampler.encode(known, cond, 5, refine=2, progress=False)
         sampler.stochastic_encode(known, 3)
     assert away == [(5,), (5,)]  # whether it is finite, and whether it went away
+
+
+def test_nor_does_a_network_that_attends_to_a_text_read_anything(away):
+    model = text_model()
+    model.model.to("meta")
+    given = {k: there(text(i)) for i, k in enumerate(("conditioning", "unconditional_conditioning"))}
+    sampler = DDIMSampler(model, device="meta")
+    with Lists(), Copies():
+        sampled(model, sampler=sampler, x_T=None, seeds=[1, 2], eta=1.0, batch_size=2, **given)
+    assert away == [(3,)]
 
 
 @pytest.mark.gpu
