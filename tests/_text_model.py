@@ -31,9 +31,8 @@ def sampled(model, s=3, sampler=None, **options):
         "conditioning": text(1), "unconditional_conditioning": text(2), "unconditional_guidance_scale": 3.0,
         "x_T": X_T, "progress": False,
     } | options  # fmt: skip
-    return (sampler or DDIMSampler(model)).sample(
-        s, options.pop("batch_size", None) or len(options["x_T"]), SHAPE, **options
-    )[0]
+    batch = len(X_T if options["x_T"] is None else options["x_T"])
+    return (sampler or DDIMSampler(model)).sample(s, batch, SHAPE, **options)[0]
 
 
 def apart(model, **options):
