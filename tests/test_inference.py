@@ -159,6 +159,7 @@ def test_weights_that_are_changed_where_they_are_count():
             net.state_dict()["input_blocks.0.0.weight"].mul_(-1)
             for p in net.out.parameters():
                 p.mul_(2)
+            net.input_blocks[1][0].in_layers[2]._parameters["weight"] = nn.Parameter(randn(32, 32, 3, 3) / 20, False)
     says(network, other(*inputs()), atol=1e-4)
 
 
@@ -187,6 +188,16 @@ def test_a_packed_network_can_be_converted_and_back(dtype):
     says(network.to(dtype), context_unet().to(dtype)(*inputs()).float(), atol=0.12 if dtype == torch.bfloat16 else 1e-5)
     says(network.float(), expected, atol=0.12 if dtype == torch.bfloat16 else 1e-5)
     assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_what_a_layer_does_not_take_it_refuses_as_ever():
+    network, _ = used()
+    said = []
+    for net in (network, context_unet()):
+        with torch.no_grad(), pytest.raises(RuntimeError) as error:
+            net.input_blocks[0][0](randn(2, 4, 8, 8, dtype=torch.float64))
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("copied", [
@@ -258,7 +269,8 @@ def test_a_prepared_network_gives_gradients_to_its_input_and_learns_again_once_i
     losses = []
     for _ in range(3):
         with torch.no_grad():
-            network(x, t, context)  # a look at what it has learnt packs nothing
+            network(x, t, context)
+        assert packed(network) == 0
         optimizer.zero_grad()
         loss = network(x, t, context).square().mean()
         loss.backward()
