@@ -50,9 +50,7 @@ with torch.no_grad():
         "c_concat": [torch.zeros_like(cond["c_concat"][0])],
     }
     x_T = torch.randn(1, 4, 8, 8)
-    theirs, _ = DDIMSampler(CFGDenoiser(model, uncond, 7.5, 1.5)).sample(
-        5, 1, (4, 8, 8), cond, x_T=x_T, verbose=False
-    )
+    theirs, _ = DDIMSampler(CFGDenoiser(model, uncond, 7.5, 1.5)).sample(5, 1, (4, 8, 8), cond, x_T=x_T, verbose=False)
     # ldm: the sampler knows the second scale; the picture alone is the picture with the empty text
     ours, _ = DDIMSampler(model).sample(
         5, 1, (4, 8, 8), cond, x_T=x_T, verbose=False,
