@@ -239,7 +239,7 @@ def add_sampler_flags(
 
 
 def add_steps_flags(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--ddim_steps", "--steps", type=number(int, 1), help="(default: the config's, else 50)")
+    group.add_argument("--ddim_steps", "--steps", type=number(int, 1), help="how many (default: the config's, else 50)")
 
 
 def add_scale_flag(group: argparse._ActionsContainer, default: float, what: str = "guidance") -> None:
