@@ -11,7 +11,6 @@ most similar are merged before it, and each gets the answer of what it was merge
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -75,10 +74,9 @@ def match(x: Tensor, size: tuple[int, int], count: int) -> Tensor:
     """Where each token of `x` (B, H·W, C) goes, (B, H·W), if `count` are merged: from 0 to H·W − count.
 
     One token of each 2×2 block, the first, is a destination. Of the others, the `count` that are most like one of them,
-    by the cosine, are merged into that one; at most all others are.
+    by the cosine, are merged into that one. They are at least three quarters, so that `count` up to that will do.
     """
     sources, targets = _split(*size, x.device)
-    count = min(count, len(sources))
     alone = len(sources) - count
     unit = F.normalize(x, dim=-1)
     likeness, nearest = (unit[:, sources] @ unit[:, targets].transpose(1, 2)).max(-1)
@@ -105,9 +103,10 @@ def _wide(places: Tensor, x: Tensor) -> Tensor:
     return places[:, :, None].expand(-1, -1, x.shape[2])
 
 
-@functools.lru_cache(maxsize=8)
 def _split(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The tokens that may be merged, and the first of each whole 2×2 block, into which they are."""
-    target = torch.zeros(height, width, dtype=torch.bool)
-    target[: height // 2 * 2 : 2, : width // 2 * 2 : 2] = True
-    return tuple(chosen.flatten().nonzero()[:, 0].to(device) for chosen in (~target, target))
+    token = torch.arange(height * width, device=device).view(height, width)
+    rows, columns = height // 2 * 2, width // 2 * 2
+    beside, below = token[:rows:2, 1:columns:2], token[1:rows:2, :columns]
+    sources = (beside, below, token[:rows, columns:], token[rows:])  # the last two where a size is odd
+    return torch.cat([part.flatten() for part in sources]), token[:rows:2, :columns:2].flatten()
