@@ -18,6 +18,7 @@ from .timesteps import given_timesteps, make_timesteps
 from .values import as_device, as_number, check_numbers
 
 log = logging.getLogger(__name__)
+_PLAIN = Options()
 
 
 class Sampler(nn.Module):
@@ -151,7 +152,7 @@ class Sampler(nn.Module):
         those of ours that are not the default.
         """
         o = self.options.updated(select(given, SCHEDULE), type(self).__name__)
-        ours = {name: getattr(o, name) for name in SCHEDULE[1:] if differs(getattr(o, name), getattr(Options(), name))}
+        ours = {name: getattr(o, name) for name in SCHEDULE[1:] if differs(getattr(o, name), getattr(_PLAIN, name))}
         self.make_schedule(ddim_num_steps=S, ddim_discretize=o.ddim_discretize, ddim_eta=eta, verbose=verbose, **ours)
         return {name: value for name, value in given.items() if name not in SCHEDULE}
 

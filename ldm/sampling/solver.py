@@ -118,7 +118,8 @@ class Solver(Sampler):
         FloatingPointError if the model's output is not finite.
         """
         options = select(locals(), names_of(Options))  # all are spelled out above, for editors and the scripts' YAML
-        refuse_unknown(unknown, set(inspect.signature(self.sample).parameters) - {"unknown"}, "sample")
+        if unknown:
+            refuse_unknown(unknown, set(inspect.signature(self.sample).parameters) - {"unknown"}, "sample")
         size = latent_shape(batch_size, shape)
         options = self._schedule_for(S, eta, verbose, options)
         return getattr(self, self.SAMPLING)(
