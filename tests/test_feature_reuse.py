@@ -160,6 +160,16 @@ def test_a_call_that_is_not_the_runs_next_step_runs_in_full(network, calls, chan
     assert len(calls) == 1 and torch.equal(output, ask(network, t, x, context))
 
 
+def test_an_inversion_reuses_nothing_and_leaves_nothing_to_what_follows(network, calls):
+    with reuse_features(network, 5):
+        for t in (10, 20, 30):
+            ask(network, t)
+        ask(network, 30), ask(network, 20)
+        assert len(calls) == 5
+        ask(network, 10)
+    assert len(calls) == 5
+
+
 def test_a_context_that_was_changed_in_place_is_another(network, calls):
     context = CONTEXT.clone()
     with reuse_features(network, 2):

@@ -80,7 +80,7 @@ class FeatureReuse:
 
     def begin(self) -> None:
         """Forget all: the next call is the first of a run."""
-        self._times, self._step = (math.inf,), -1
+        self._times, self._step, self._ups = (math.inf,), -1, 0  # ups: in a row, of the timestep
         self._kept: list[_Kept] = []
         self._calls: list[_Kept] = []  # of this step; their features are none
 
@@ -108,10 +108,12 @@ class FeatureReuse:
 
     def _see(self, timesteps: Tensor) -> None:
         times = tuple(sorted(set(timesteps.tolist()), reverse=True))
-        if times > self._times:
+        if times == self._times:
+            return
+        ups = self._ups + 1 if times > self._times else 0
+        if ups or self._ups > 1:  # up: another run; down after several: an inversion turned round, another run as well
             self.begin()
-        if times != self._times:
-            self._times, self._step, self._calls = times, self._step + 1, []
+        self._times, self._step, self._ups, self._calls = times, self._step + 1, ups, []
 
 
 def _like(h: Tensor) -> tuple:
