@@ -9,11 +9,12 @@ import warnings
 import pytest
 import torch
 from _networks import golden_weights, randn
-from _text_model import UNET, text_model
+from _text_model import UNET, X_T, sampled, text, text_model
 from test_networks import context_unet, inputs
 from torch import nn
 
 from ldm.modules import inference
+from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.ema import LitEma
 from ldm.modules.inference import PackedConv2d, PackedLinear, prepare_for_inference
@@ -155,12 +156,30 @@ def test_weights_that_are_changed_where_they_are_count():
     other = context_unet()
     for net in (network, other):
         with torch.no_grad():
+            net.input_blocks[1][0].in_layers[2]._parameters["weight"] = nn.Parameter(randn(32, 32, 3, 3) / 20, False)
             net.middle_block[1].transformer_blocks[0].attn2.to_k.weight.data += 0.5
             net.state_dict()["input_blocks.0.0.weight"].mul_(-1)
             for p in net.out.parameters():
                 p.mul_(2)
-            net.input_blocks[1][0].in_layers[2]._parameters["weight"] = nn.Parameter(randn(32, 32, 3, 3) / 20, False)
     says(network, other(*inputs()), atol=1e-4)
+
+
+def test_weights_that_are_changed_within_a_run_count_in_inference_mode_too():
+    given = {"x_T": X_T.float(), "conditioning": text(1).float(), "unconditional_conditioning": text(2).float()}
+    samples = []
+    for model in (prepare_for_inference(text_model().float()), text_model().float()):
+
+        def callback(i, model=model):
+            for layer in model.modules() if i == 0 else ():
+                if isinstance(layer, CrossAttention):
+                    layer.to_k.weight.mul_(-2)
+
+        with torch.inference_mode():
+            samples.append(sampled(model, callback=callback, **given))
+            assert len(list(model.parameters())) > 40
+        for p in model.parameters():
+            p.mul_(1)  # which torch refuses for tensors made in inference mode
+    torch.testing.assert_close(*samples, rtol=0, atol=1e-4)
 
 
 def test_averaged_weights_are_swapped_in_and_out():
