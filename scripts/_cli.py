@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import _approximate
 import _config
 from _machine import PRECISIONS
 
@@ -149,6 +150,7 @@ def add_model_flags(parser: argparse.ArgumentParser, *, low_mem: bool = True) ->
             help="compile the U-Net with torch.compile: minutes before the first step, and again for each other size; "
             "worth it for many pictures of one size",
         )
+        _approximate.add_flags(parser, number)
     parser.add_argument(
         "overrides",
         type=a_text,
@@ -237,8 +239,7 @@ def add_sampler_flags(
 
 
 def add_steps_flags(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
-    group.add_argument("--steps", dest="ddim_steps", metavar="STEPS", type=number(int, 1), help="the same")
+    group.add_argument("--ddim_steps", "--steps", type=number(int, 1), help="how many (default: the config's, else 50)")
 
 
 def add_scale_flag(group: argparse._ActionsContainer, default: float, what: str = "guidance") -> None:

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import _approximate
 import _config
 import _low_mem
 import _machine
@@ -61,6 +62,7 @@ class Session:
         self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
         self._class = _config.sampler_class(self.config, opt)
         self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
+        _approximate.check(opt)
         self._low_mem, self._texts = opt.low_mem, []
         if self._low_mem:
             self.options |= _low_mem.options(self._class, {**self._built, **self.options})
@@ -132,7 +134,8 @@ class Session:
                 _low_mem.settle(self.model, self.device, self._texts, parks=parks)
             _machine.prepare(self.model, compile=self.opt.compile)
             self.sampler = self._class(self.model, **self._built)
-            yield self.model
+            with _approximate.applied(self.model, self.opt):
+                yield self.model
 
     def batches(self, prompts: Sequence[str]) -> Iterable[list[tuple[str, int]]]:
         """`prompts` once in each iteration, each with its seed, n_samples at a time; a bar if there are several."""
@@ -162,6 +165,7 @@ class Session:
             **self._source,
             "precision": str(self.dtype).removeprefix("torch."),
             **{names.get(key, key): value for key, value in {**self._built, **self.options}.items()},
+            **_approximate.settings(self.opt),
             **({"embeddings": [Path(path).name for path in words]} if (words := self._embeddings) else {}),
             **more,
         }

@@ -5,7 +5,7 @@ Latent diffusion, Rombach et al. 2022, section 3.3. Attribute names are frozen b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -188,6 +188,7 @@ class BasicTransformerBlock(nn.Module):
     """
 
     ATTENTION_MODES = {"softmax": CrossAttention, "softmax-xformers": MemoryEfficientCrossAttention}
+    merging: Callable[..., Tensor] | None = None  # round the self-attention: see ldm.modules.token_merging
 
     def __init__(
         self,
@@ -218,7 +219,10 @@ class BasicTransformerBlock(nn.Module):
     def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if context is not None and self.disable_self_attn:
             x = repeat_to(x, context.shape[0])
-        x = self.attn1(self.norm1(x), context=context if self.disable_self_attn else None) + x
+        if self.merging is None:
+            x = self.attn1(self.norm1(x), context=context if self.disable_self_attn else None) + x
+        else:
+            x = self.merging(self.attn1, self.norm1(x)) + x
         if context is not None:  # several for each picture: until here they had the same to see
             x = repeat_to(x, context.shape[0])
         x = self.attn2(self.norm2(x), context=context) + x
@@ -270,6 +274,8 @@ class SpatialTransformer(nn.Module):
             h = _to_tokens(self.proj_in(h))
         contexts = _per_block(context, len(self.transformer_blocks), "context")
         for block, seen in zip(self.transformer_blocks, contexts, strict=True):
+            if getattr(block, "merging", None) is not None:  # a repository's own block has none
+                block.merging.size = size
             h = block(h, context=seen)
         if self.use_linear:
             h = _to_map(self.proj_out(h), size)

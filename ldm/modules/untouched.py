@@ -35,5 +35,6 @@ def is_own(function: Any) -> bool:
 
 def is_changed(layer: nn.Module) -> bool:
     """Whether a layer is hooked, or has a method of its own in its class' place."""
-    shadows = (name for name, value in vars(layer).items() if callable(value) and name != "_compiled_call_impl")
-    return bool(layer._forward_hooks or layer._forward_pre_hooks) or any(hasattr(type(layer), name) for name in shadows)
+    own = [name for name, value in vars(layer).items() if callable(value) and name != "_compiled_call_impl"]
+    shadows = any(callable(getattr(type(layer), name, None)) for name in own)
+    return shadows or bool(layer._forward_hooks or layer._forward_pre_hooks)

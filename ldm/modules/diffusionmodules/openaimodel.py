@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ class UNetModel(HalfUNet):
     """
 
     channels_last = False  # the feature maps, in memory
+    reuse: Callable[..., Tensor] | None = None  # in the place of `blocks`: see ldm.modules.feature_reuse
 
     def __init__(
         self,
@@ -188,15 +189,31 @@ class UNetModel(HalfUNet):
         if context is not None and context.dtype != self.dtype:
             context = context.to(self.dtype)
         h = x.to(self.dtype, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
-        skips = []
-        for block in self.input_blocks:
-            h = block(h, emb, context)
-            skips.append(h)
-        h = self.middle_block(h, emb, context)
-        for block in self.output_blocks:
-            h = block(torch.cat([h, repeat_to(skips.pop(), h.shape[0])], dim=1), emb, context)
+        h = self.blocks(h, emb, context) if self.reuse is None else self.reuse(self, h, emb, context, timesteps, y)
         head = self.id_predictor if self.predict_codebook_ids else self.out
         return head(h).to(x.dtype, memory_format=torch.contiguous_format)
+
+    def blocks(
+        self,
+        h: Tensor,
+        emb: Tensor,
+        context: Tensor | None,
+        begin: int = 0,
+        end: int | None = None,
+        inside: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """`h` down the input blocks from `begin` to `end`, through `inside`, by default the middle block, and up those
+        output blocks that take what they left: without limits all of the network but its head."""
+        count = len(self.input_blocks)
+        end = count if end is None else end
+        skips = []
+        for i in range(begin, end):
+            h = self.input_blocks[i](h, emb, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, context) if inside is None else inside(h)
+        for i in range(count - end, count - begin):
+            h = self.output_blocks[i](torch.cat([h, repeat_to(skips.pop(), h.shape[0])], dim=1), emb, context)
+        return h
 
     def _check(
         self, x: Tensor, timesteps: Tensor | None, context: Tensor | None, y: Tensor | None, ignored: Mapping[str, Any]
