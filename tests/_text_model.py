@@ -1,5 +1,6 @@
 """A small diffusion model that attends to a text, in float64, and one call of the sampler on it."""
 
+import torch
 from _networks import golden_weights, randn
 
 from ldm.models.diffusion.base import DDPM
@@ -42,3 +43,21 @@ def apart(model, **options):
         return sampled(model, **options)
     finally:
         del model.share_latents
+
+
+def counted(model, monkeypatch):
+    """The batch that the U-Net's first convolution sees in each of its calls; nothing is there that could be seen."""
+    batches, first = [], model.model.diffusion_model.input_blocks[0][0]
+    convolve = torch.nn.functional.conv2d
+
+    def conv2d(x, weight, *rest):
+        if weight is first.weight:
+            batches.append(len(x))
+        return convolve(x, weight, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    return batches
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
