@@ -9,6 +9,8 @@ from ldm.models.diffusion.base import DDPM
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.modules.attention import BasicTransformerBlock, CrossAttention
 from ldm.modules.diffusionmodules.blocks import ResBlock
+from ldm.modules.feature_reuse import reuse_features
+from ldm.modules.token_merging import merge_tokens
 
 
 def theirs(method):
@@ -157,6 +159,13 @@ def test_a_compiled_network_is_still_plain(monkeypatch):
     model = text_model()
     model.model.diffusion_model.compile(backend="eager")
     assert model.share_latents([text(1), text(2)]) is not None
+
+
+@pytest.mark.parametrize("inside", [lambda model: merge_tokens(model, 0.5), lambda model: reuse_features(model, 2)])
+def test_approximations_of_ours_share_as_well(inside):
+    model = text_model(attention_resolutions=[1])
+    with inside(model):
+        assert model.share_latents([text(1), text(2)]) is not None
 
 
 def test_a_wrapper_that_forwards_the_rest_gets_its_own_apply_model_called_with_all():
