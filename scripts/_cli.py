@@ -239,7 +239,8 @@ def add_sampler_flags(
 
 
 def add_steps_flags(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--ddim_steps", "--steps", type=number(int, 1), help="how many (default: the config's, else 50)")
+    group.add_argument("--ddim_steps", type=number(int, 1), help="number of steps (default: the config's, else 50)")
+    group.add_argument("--steps", dest="ddim_steps", metavar="STEPS", type=number(int, 1), help="the same")
 
 
 def add_scale_flag(group: argparse._ActionsContainer, default: float, what: str = "guidance") -> None:
@@ -254,12 +255,11 @@ def add_scale_flag(group: argparse._ActionsContainer, default: float, what: str 
 def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the model's") -> None:
     """`own`: what the size is unless it is given; None where it cannot be."""
     group = parser.add_argument_group("size")
-    size = number(int, 1)
     if own is not None:
-        group.add_argument("--H", type=size, help=f"height in pixels (default: {own})")
-        group.add_argument("--W", type=size, help=f"width in pixels (default: {own})")
-    group.add_argument("--C", type=size, help="latent channels (default: the model's; another number is an error)")
-    group.add_argument("--f", type=size, help="downsampling factor (default: the model's; another one is an error)")
+        group.add_argument("--H", type=number(int, 1), help=f"height in pixels (default: {own})")
+        group.add_argument("--W", type=number(int, 1), help=f"width in pixels (default: {own})")
+    group.add_argument("--C", type=number(int, 1), help="latent channels (default: the model's; another number is an error)")
+    group.add_argument("--f", type=number(int, 1), help="downsampling factor (default: the model's; another one is an error)")
 
 
 def add_output_flags(
