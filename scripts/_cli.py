@@ -258,8 +258,8 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
     if own is not None:
         group.add_argument("--H", type=number(int, 1), help=f"height in pixels (default: {own})")
         group.add_argument("--W", type=number(int, 1), help=f"width in pixels (default: {own})")
-    group.add_argument("--C", type=number(int, 1), help="latent channels (default: the model's; others are an error)")
-    group.add_argument("--f", type=number(int, 1), help="downsampling factor (default: the model's; others are an error)")
+    group.add_argument("--C", type=number(int, 1), help="latent channels (default: the model's; others are errors)")
+    group.add_argument("--f", type=number(int, 1), help="downsampling factor (default: the model's; others are errors)")
 
 
 def add_output_flags(
