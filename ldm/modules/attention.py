@@ -16,8 +16,6 @@ from ldm.modules.diffusionmodules.util import Normalize, checkpoint, repeat_to, 
 from ldm.modules.kept import once
 from ldm.util import default, exists
 
-_MANY = 1024  # keys
-
 
 def uniq(arr: Iterable[Any]) -> Iterable[Any]:
     """What `arr` holds, each once, in its order."""
@@ -53,15 +51,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: f
     On the CPU the low-precision kernel's backward takes up to seven times as long as float32's (measured with few
     keys, as in cross-attention to a caption), so training there widens q, k and v; everything else stays narrow.
 
-    Where there are many, keys and values are brought into one piece per head first: the CPU's kernel reads them again
-    for each block of queries (4096 tokens of 8 × 40: 404 ms against 446).
+    Many keys and values are brought into one piece per head first: the CPU's kernel reads them again for each block of
+    queries (4096 tokens of 8 × 40: 404 ms against 446).
 
     A query that `mask` lets see nothing gets the mean of all values, as in CompVis; torch's own boolean mask gives NaN.
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad:
         with torch.autocast("cpu", enabled=False):
             return attend(q.float(), k.float(), v.float(), mask, scale).to(q.dtype)
-    if q.device.type == "cpu" and k.shape[-2] >= _MANY:
+    if q.device.type == "cpu" and k.shape[-2] >= 1024:
         k, v = k.contiguous(), v.contiguous()
     if mask is not None:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, max_neg_value(q))
