@@ -172,6 +172,18 @@ class Session:
         return [{"prompt": prompt, "seed": seed, **made} for prompt, seed in jobs]
 
 
+def measured(config, checkpoint, opt: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """(model, sampler, options of its `sample`) of a script that measures, and has the flags of the model alone."""
+    from ldm.checkpoint import load_model
+
+    device = _machine.pick_device(opt.device)
+    dtype = _machine.pick_dtype(opt.precision or config.precision, device)
+    sampler_class = _config.sampler_class(config)
+    built, options = _config.sampler_options(config, sampler_class, opt)
+    model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)
+    return model, sampler_class(model, **built), options
+
+
 def plan(prompts: Sequence[str], opt: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """(prompt, seed) of every picture in its order: `prompts` once in each iteration."""
     for iteration in range(opt.n_iter):

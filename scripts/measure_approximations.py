@@ -23,6 +23,7 @@ import _cli
 import _config
 import _machine
 import _model
+import _session
 from score_shapes import check, draw, unseen
 
 SETTINGS = ((1, 0), (2, 0), (3, 0), (5, 0), (10, 0), (1, 0.25), (1, 0.5), (1, 0.75), (3, 0.5))  # N and R; exact first
@@ -60,19 +61,12 @@ def measure_pictures(opt: argparse.Namespace) -> None:
 
     import torch
 
-    from ldm.checkpoint import load_model
-
-    device = _machine.pick_device(opt.device)
-    dtype = _machine.pick_dtype(opt.precision or config.precision, device)
-    sampler_class = _config.sampler_class(config)
-    built, options = _config.sampler_options(config, sampler_class, opt)
-    model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)
+    model, sampler, options = _session.measured(config, checkpoint, opt)
     shape = _config.latent_shape(config, None, None, None, None)
     descriptions = unseen(opt.n)
     seconds, pictures = [0.0] * len(SETTINGS), [[] for _ in SETTINGS]
     with torch.no_grad():
         _machine.prepare(model)
-        sampler = sampler_class(model, **built)
         draw(model, sampler, descriptions[:1], shape, options, 1, 0)  # what is done once is nobody's
         for start in range(0, opt.n, opt.batch):  # each setting in turn, so that a busy machine is so for all
             part = descriptions[start : start + opt.batch]

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import _cli
-import _config
 import _inpainting
-import _machine
 import _model
+import _session
 from _session import guided, sample
 from score_shapes import check, show
 
@@ -138,15 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
     from tqdm import tqdm
 
-    from ldm.checkpoint import load_model
-
-    device = _machine.pick_device(opt.device)
-    dtype = _machine.pick_dtype(opt.precision or config.precision, device)
-    sampler_class = _config.sampler_class(config)
-    built, options = _config.sampler_options(config, sampler_class, opt)
-    model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)
+    model, sampler, options = _session.measured(config, checkpoint, opt)
     todo, pictures = tasks(opt.n, opt.scenes), []
-    sampler = sampler_class(model, **built)
     with torch.no_grad(), model.ema_scope():
         for start in tqdm(range(0, len(todo), opt.batch), desc="sampling"):
             pictures += fill(model, sampler, todo[start : start + opt.batch], options, opt.seed + start)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import _cli
 import _config
-import _machine
 import _model
+import _session
 from _session import guided, sample
 
 PARTS = ("count", "colour", "shape", "size", "place", "background")
@@ -111,17 +111,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from ldm.checkpoint import load_model
     from ldm.data.checker import score
 
-    device = _machine.pick_device(opt.device)
-    dtype = _machine.pick_dtype(opt.precision or config.precision, device)
-    sampler_class = _config.sampler_class(config)
-    built, options = _config.sampler_options(config, sampler_class, opt)
-    model = load_model(config, checkpoint, device=device, dtype=dtype, ema=opt.ema)
+    model, sampler, options = _session.measured(config, checkpoint, opt)
     shape = _config.latent_shape(config, None, None, None, None)
     descriptions = unseen(opt.n) + unseen(opt.n_held_out, count=1, held_out=True)
-    sampler = sampler_class(model, **built)
     with torch.no_grad(), model.ema_scope():
         pictures = draw(model, sampler, descriptions, shape, options, opt.batch, opt.seed)
 
