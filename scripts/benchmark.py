@@ -29,7 +29,7 @@ import _cli
 from bench.contest import OURS
 from bench.limits import check
 from bench.plot import plot
-from bench.processes import Crew
+from bench.processes import Crew, WorkerError
 from bench.sections import SECTIONS, SIZES, Bench
 from bench.table import table
 
@@ -63,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         tempfile.TemporaryDirectory(prefix="ldm-bench-") as scratch,
         Crew(opt.threads, log, shared=opt.size == "tiny") as crew,
     ):
-        machine = crew.call(OURS, "machine:describe", device=opt.device)
+        try:
+            machine = crew.call(OURS, "machine:describe", device=opt.device)
+        except WorkerError as error:  # a --device that is unknown or not there
+            raise ValueError(str(error).partition(": ")[2] or str(error)) from error
         bench = Bench(opt, machine, crew, Path(scratch), SIZES[opt.size])
         results = begin(opt, machine)
         for name in opt.sections:
