@@ -49,6 +49,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="measure compiled networks, too (default: where there is a compiler)")  # fmt: skip
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="leave out settings of networks with one of these in their name: max-autotune takes long",
+    )
     parser.add_argument("--outdir", default="outputs/bench", help="(default: %(default)s)")
     return parser.parse_args(argv)
 
@@ -81,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def begin(opt: argparse.Namespace, machine: dict[str, Any]) -> dict[str, Any]:
     """What is known before anything is measured."""
-    settings = {name: getattr(opt, name) for name in ("size", "rounds", "threads", "dtypes", "compile", "sections")}
+    names = "size", "rounds", "threads", "dtypes", "compile", "without", "sections"
+    settings = {name: getattr(opt, name) for name in names}
     date = datetime.date.today().isoformat()
     return {"date": date, "machine": machine, "settings": settings, "sections": {}, "limits": []}
 

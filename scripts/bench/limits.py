@@ -65,7 +65,7 @@ def _unet(sections: Mapping) -> Found:
             yield f"U-Net, {mode}, {dtype}: peak memory, of diffusers'", row["memory_ratio"], "≤", 0.8, "×"
         best = fastest(_row(sections, "unet", mode=mode, dtype="float32")["entries"], OURS)
         yield f"U-Net, {mode}, float32: relative error", best and best["error"], "≤", 1e-3, ""
-    row = _row(sections, "unet", mode="defaults")
+    row = _row(sections, "defaults")
     yield "U-Net, no flags: diffusers', times ours", row["ratio"], "≥", 3.5, "×"
     like = over(_of(row, "CompVis-like"), _of(row, OURS))
     yield "U-Net, no flags: CompVis-like, times ours", like, "≥", 8, "×"

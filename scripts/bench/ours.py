@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 from bench import clock, weights
@@ -44,11 +43,11 @@ def unet(folder: str, dtype: str, device: str = "cpu", prepare: bool = False, co
             50, batch, x.shape[1:], cond.to(_dtype(dtype)), x_T=x, unconditional_guidance_scale=GUIDANCE,
             unconditional_conditioning=uncond.to(_dtype(dtype)),
         )  # fmt: skip
-        seconds, taken = zip(*clock.each(islice(walk, steps + 1), device), strict=True)
+        found, first = clock.walked(walk, steps, device)
         walk.close()
-        alpha_bar = float(made.alphas_cumprod[taken[0].timestep])
-        eps = (taken[0].x_t - alpha_bar**0.5 * taken[0].x0) / (1 - alpha_bar) ** 0.5
-        return {"times": clock.without_first(list(seconds)), "first": seconds[0], "output": eps}
+        alpha_bar = float(made.alphas_cumprod[first.timestep])
+        eps = (first.x_t - alpha_bar**0.5 * first.x0) / (1 - alpha_bar) ** 0.5
+        return found | {"output": eps}
 
     return run
 
@@ -70,8 +69,8 @@ def original(folder: str, dtype: str, device: str = "cpu"):
         x, cond, uncond = (y.to(device) for y in weights.inputs(batch, latents, _context_width(made)))
         with attention_written_out():
             walk = original_steps(made, x, cond, uncond, GUIDANCE, 50)
-            seconds, taken = zip(*clock.each(islice(walk, steps + 1), device), strict=True)
-        return {"times": clock.without_first(list(seconds)), "first": seconds[0], "output": taken[0][1]}
+            found, first = clock.walked(walk, steps, device)
+        return found | {"output": first[1]}
 
     return run
 

@@ -7,7 +7,7 @@ from math import sqrt
 from statistics import median
 from typing import Any
 
-from bench.clock import timed
+from bench.clock import timed_once
 
 SHORT, LONG = 20, 120  # steps
 
@@ -35,10 +35,10 @@ def rounds(walk: Callable[[int], object], device: str, repeats: int) -> Callable
 
     def run(steps: int | None = None) -> dict[str, Any]:
         if steps is not None:
-            return {"times": [timed(lambda: walk(steps), device)[0] for _ in range(repeats)]}
+            return {"times": [timed_once(lambda: walk(steps), device)[0] for _ in range(repeats)]}
         slopes, starts = [], []
         for _ in range(repeats):
-            short, long = (timed(lambda n=n: walk(n), device)[0] for n in (SHORT, LONG))
+            short, long = (timed_once(lambda n=n: walk(n), device)[0] for n in (SHORT, LONG))
             slopes.append((long - short) / (LONG - SHORT))
             starts.append(short - SHORT * slopes[-1])
         return {"times": [median(slopes)], "start": median(starts)}

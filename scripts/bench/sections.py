@@ -13,6 +13,7 @@ from bench.contest import OURS, THEIRS, Contestant
 from bench.processes import Crew
 
 Row = dict[str, Any]
+GPU_STEPS = 40  # of the 50 that a run has
 FLOOR, ORIGINAL = "bare arithmetic", "CompVis-like"
 
 
@@ -82,6 +83,11 @@ class Bench:
         """The one for what is measured in one only."""
         return self.machine["auto_dtype"] if not self.opt.dtypes else self.opt.dtypes[-1]
 
+    def walk(self, **more: int) -> dict[str, int]:
+        """The params of a task that walks the sampler's steps: many on a GPU, where they are over at once."""
+        steps = self.size.steps if self.device == "cpu" or self.opt.size == "tiny" else GPU_STEPS
+        return {"latents": self.size.latents, "batch": 1, "steps": steps} | more
+
     def no_compile(self) -> str | None:
         """Why compiled networks are not measured, or None."""
         if self.opt.compile is False:
@@ -89,6 +95,10 @@ class Bench:
         if self.opt.compile is None and not self.machine["compiler"]:
             return "there is no C++ compiler, and no triton for a GPU"
         return None
+
+    def left_out(self, how: str) -> str | None:
+        """Why this setting is not measured, or None."""
+        return next((f"--without {word!r}" for word in self.opt.without if word in how), None)
 
     def contest(
         self, case: str, key: dict, sides: list[list[Contestant]], params: dict, warm_up=None, like: Any = None
@@ -135,17 +145,18 @@ def overhead(b: Bench) -> Iterator[Row]:
 def settings(b: Bench, task: str, dtype: str, mode: str, *, fused: bool = False) -> list[list[Contestant]]:
     """Ours and diffusers' in every setting worth a try; `mode`: "eager" or "compiled"."""
     base = {"folder": b.folder(), "dtype": dtype, "device": b.device}
-    theirs = {"contiguous": {}, "channels_last": {"channels_last": True}}
+    theirs: dict[str, dict] = {"contiguous": {}, "channels_last": {"channels_last": True}}
     if fused:
         theirs["channels_last, fused q, k, v"] = {"channels_last": True, "fused": True}
     ours: dict[str, dict] = {"prepared": {"prepare": True}, "plain": {}}
     if mode == "compiled":
         last = {"channels_last": True}
-        theirs = {f"compiled, {how}": {**last, "compile": how} for how in ("default", "frozen", "max-autotune")}
+        hows = "default", ("frozen" if b.device == "cpu" else "reduce-overhead"), "max-autotune"
+        theirs = {f"compiled, {how}": {**last, "compile": how} for how in hows}
         ours = {"prepared, compiled": {"prepare": True, "compile": True}}
     return [
-        [Contestant(OURS, how, f"ours:{task}", base | more) for how, more in ours.items()],
-        [Contestant(THEIRS, how, f"theirs:{task}", base | more) for how, more in theirs.items()],
+        [Contestant(side, how, f"{room}:{task}", base | more, reason=b.left_out(how)) for how, more in found.items()]
+        for side, room, found in ((OURS, "ours", ours), (THEIRS, "theirs", theirs))
     ]
 
 
@@ -161,13 +172,14 @@ def network(b: Bench, name: str, task: str, params: dict, warm_up: dict | None, 
 
 
 def unet(b: Bench) -> Iterator[Row]:
-    n, params = b.size.latents, {"latents": b.size.latents, "batch": 1, "steps": b.size.steps}
-    yield defaults(b, params)
-    yield from network(b, f"a guided step at {n}×{n}", "unet", params, {**params, "steps": 0}, fused=True)
+    params = b.walk()
+    name = f"a guided step at {params['latents']}×{params['latents']}"
+    yield from network(b, name, "unet", params, {**params, "steps": 0}, fused=True)
 
 
-def defaults(b: Bench, params: dict) -> Row:
+def defaults(b: Bench) -> Iterator[Row]:
     """What runs where no flag is given: ours as scripts/txt2img.py does, diffusers' in float32."""
+    params = b.walk()
     base = {"folder": b.folder(), "device": b.device}
     auto = {**base, "dtype": b.machine["auto_dtype"]}
     sides = [
@@ -177,8 +189,8 @@ def defaults(b: Bench, params: dict) -> Row:
     ]
     if not b.machine["can_prepare"]:
         sides[0] = [Contestant(OURS, auto["dtype"], "ours:unet", auto)]
-    n = params["latents"]
-    return b.contest(f"a guided step at {n}×{n}, no flags", {"mode": "defaults"}, sides, params, {**params, "steps": 0})
+    name = f"a guided step at {params['latents']}×{params['latents']}, no flags"
+    yield b.contest(name, {"mode": "defaults"}, sides, params, {**params, "steps": 0})
 
 
 def vae(b: Bench) -> Iterator[Row]:
@@ -238,7 +250,7 @@ def growth(b: Bench) -> Iterator[Row]:
     smallest, measured = s.growth_latents[0], {}
     points += [("batch", n, {"latents": smallest, "batch": n}) for n in s.growth_batches]
     for axis, value, params in points:
-        params = {**params, "steps": s.steps}
+        params = b.walk(**params)
         case = f"a guided step, {dtype}, {params['latents']}×{params['latents']}, batch {params['batch']}"
         sides = settings(b, "unet", dtype, "eager")
         if b.machine["can_prepare"]:
@@ -255,7 +267,8 @@ def growth(b: Bench) -> Iterator[Row]:
 
 SECTIONS: dict[str, tuple[str, Callable[[Bench], Iterator[Row]]]] = {
     "overhead": ("What the sampler adds to a network that costs nothing", overhead),
-    "unet": ("A guided step (cond and uncond)", unet),
+    "defaults": ("A guided step (cond and uncond) where no flag is given", defaults),
+    "unet": ("A guided step in every setting", unet),
     "vae": ("Decoding", vae),
     "text": ("Encoding text", text),
     "txt2img": ("A whole picture, from tokens on", txt2img),

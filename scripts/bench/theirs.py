@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def _options(folder: str, dtype: str) -> dict[str, Any]:
 
 
 def _ready(network, channels_last: bool, compile: str | None, device: str, fused: bool = False):
-    """A network as a user of diffusers makes it fast; `compile`: "default", "frozen" or "max-autotune"."""
+    """A network as a user of diffusers makes it fast; `compile`: "default", "frozen", or another mode."""
     import torch
 
     network = network.eval().requires_grad_(False).to(device)
@@ -56,7 +55,7 @@ def _ready(network, channels_last: bool, compile: str | None, device: str, fused
         import torch._inductor.config
 
         torch._inductor.config.freezing = compile != "default" and not device.startswith("cuda")
-        mode = "max-autotune" if compile == "max-autotune" else None
+        mode = None if compile in ("default", "frozen") else compile
         network.forward = torch.compile(network.forward, fullgraph=True, mode=mode)
     return network
 
@@ -77,8 +76,8 @@ def unet(
         x, cond, uncond = weights.inputs(batch, latents, network.config.cross_attention_dim)
         x, context = (y.to(device, getattr(torch, dtype)) for y in (x, torch.cat([uncond, cond])))
         walk = denoising(network, stepper, 50, x, context, GUIDANCE)
-        seconds, taken = zip(*clock.each(islice(walk, steps + 1), device), strict=True)
-        return {"times": clock.without_first(list(seconds)), "first": seconds[0], "output": taken[0][1]}
+        found, first = clock.walked(walk, steps, device)
+        return found | {"output": first[1]}
 
     return run
 
