@@ -136,6 +136,13 @@ def save_png(picture: Picture, path: str | Path, settings: dict[str, Any] | None
     FileExistsError instead of writing over a file. The file is encoded first, so that none is left half-written by an
     interruption while encoding.
     """
+    encoded = png_bytes(picture, settings)
+    with open(path, "xb") as file:
+        file.write(encoded)
+
+
+def png_bytes(picture: Picture, settings: dict[str, Any] | None = None) -> bytes:
+    """What `save_png` writes."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -144,8 +151,7 @@ def save_png(picture: Picture, path: str | Path, settings: dict[str, Any] | None
         info.add_text(SETTINGS_CHUNK, json.dumps(settings))
     encoded = io.BytesIO()
     picture.save(encoded, "png", pnginfo=info)
-    with open(path, "xb") as file:
-        file.write(encoded.getbuffer())
+    return encoded.getvalue()
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -182,11 +182,17 @@ def check_classes(config, prompts: Sequence[str | None], negative: str, guided: 
 
 
 def conditionings(
-    model, kind: str, prompts: Sequence[str], negative: str, guided: bool, shown: Mapping[str, Any] | None = None
+    model,
+    kind: str,
+    prompts: Sequence[str],
+    negative: str | Sequence[str],
+    guided: bool,
+    shown: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """What the network is shown for the prompts, and for what guidance leads away from; None where nothing is.
 
-    `shown`: what it is shown besides, in both, such as {"c_concat": [(B, C, h, w)]}.
+    `negative`: of all, or of each prompt; `shown`: what it is shown besides, in both, such as
+    {"c_concat": [(B, C, h, w)]}.
     """
     cond, uncond = _encoded(model, kind, prompts, negative, guided)
     if shown:
@@ -195,18 +201,19 @@ def conditionings(
     return cond, uncond
 
 
-def _encoded(model, kind: str, prompts: Sequence[str], negative: str, guided: bool) -> tuple[Any, Any]:
+def _encoded(model, kind: str, prompts: Sequence[str], negative: str | Sequence[str], guided: bool) -> tuple[Any, Any]:
     if kind == "nothing":
         return None, None
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
     if kind == "text":
         cond = model.get_learned_conditioning(list(prompts))
-        return cond, model.get_learned_conditioning([negative] * len(prompts)) if guided else None
+        return cond, model.get_learned_conditioning(negatives) if guided else None
     n = model.cond_stage_model.n_classes
     cond = model.get_learned_conditioning([_label(prompt, n) for prompt in prompts])
     if not guided:
         return cond, None
-    other = _label(negative, n) if negative else n - 1  # the last: see `check_classes`
-    return cond, model.get_learned_conditioning([other] * len(prompts))
+    others = [_label(each, n) if each else n - 1 for each in negatives]  # the last: see `check_classes`
+    return cond, model.get_learned_conditioning(others)
 
 
 def _label(prompt: str, n: int) -> int:

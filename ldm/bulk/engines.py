@@ -1,0 +1,118 @@
+"""Who draws: this process, or the actors of a Ray cluster. Both take batches, and give what became of their rows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ldm.bulk.draw import Drawer, Drawn, Failed, ModelError, Worker, said
+from ldm.bulk.rows import Row
+
+Results = Iterator[list[Drawn | Failed]]
+MAX_BLOCKS = 10_000  # of a Ray data set; beyond, several batches share one
+
+
+def local(make_drawer: Callable[[], Drawer], batches: Sequence[Sequence[Row]]) -> Results:
+    """In this process, one batch after the other."""
+    worker = Worker(make_drawer)
+    for batch in batches:
+        yield worker(batch)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """How to spread the work; needs Ray Data (pip install 'ray[data]')."""
+
+    workers: int = 1  # each has the model
+    num_cpus: float = 1  # of a worker, which has as many threads
+    num_gpus: float = 0
+    address: str | None = None  # of a cluster, "auto" for the one here; None starts one of this machine's, for the job
+
+    def __call__(self, make_drawer: Callable[[], Drawer], batches: Sequence[Sequence[Row]]) -> Results:
+        """In the cluster's actors, in any order. Workers that die, and nodes that go, are replaced by Ray, and their
+        batches drawn again. Nothing is written there: the results come here.
+
+        `make_drawer` is pickled: where it and this package are installed, or on the same path, all nodes find them.
+        """
+        ray = _ray()
+        begun = not ray.is_initialized()
+        if begun:
+            self._connect(ray)
+        try:
+            yield from self._results(ray, make_drawer, batches)
+        except ray.exceptions.RayError as error:
+            raise ModelError(f"Ray gave up: {said(error)}") from error
+        finally:
+            if begun:
+                ray.shutdown()
+
+    def _connect(self, ray) -> None:
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            if self.address:
+                ray.init(address=self.address, **quiet)
+            else:
+                ray.init(include_dashboard=False, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise ConnectionError(f"no Ray cluster at {self.address or 'this machine'}: {said(error)}") from error
+
+    def _results(self, ray, make_drawer, batches) -> Results:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = False
+        pieces = [{"rows": pickle.dumps(list(batch))} for batch in batches]
+        found = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), MAX_BLOCKS)).map_batches(
+            _Actor,
+            fn_constructor_args=(make_drawer,),
+            batch_size=1,
+            batch_format="numpy",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=self.workers),
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+        )
+        for piece in found.iter_rows():
+            results = pickle.loads(piece["results"])  # of our own actor
+            if isinstance(results, ModelError):
+                raise results
+            yield results
+
+
+class _Actor:
+    """A worker in a process of its own. Its errors are answers: as exceptions, Ray would try them again and again."""
+
+    def __init__(self, make_drawer: Callable[[], Drawer]):
+        self._error = self._worker = None
+        try:
+            self._worker = Worker(make_drawer)
+        except ModelError as error:
+            self._error = error
+
+    def __call__(self, batch):
+        import numpy as np
+
+        results = [self._drawn(pickle.loads(piece)) for piece in batch["rows"]]
+        return {"results": np.array([pickle.dumps(result) for result in results], dtype=object)}
+
+    def _drawn(self, rows: Sequence[Row]) -> list[Drawn | Failed] | ModelError:
+        if self._worker is None:
+            return self._error
+        try:
+            return self._worker(rows)
+        except ModelError as error:
+            return error
+
+
+def _ray():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell others of the run
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError(f"--engine ray needs Ray Data ({error}): pip install 'ray[data]'") from error
+    return ray

@@ -1,0 +1,104 @@
+"""Very many pictures, overnight and on many GPUs: whatever dies, what was finished is there once, and a run goes on.
+
+    python scripts/sample_bulk.py --from-file prompts.jsonl --outdir out
+    python scripts/sample_bulk.py --from-file prompts.csv --format tar --engine ray --workers 8 --num_gpus 1
+    python scripts/sample_bulk.py --ckpt celeba.ckpt -n 50000 --batch_size 32
+
+Prompts are lines of a .txt, or rows of a .csv, .jsonl or .parquet, of which the columns prompt, negative_prompt, seed,
+steps, scale, width and height are known; others are handed on to the manifest. A row's picture hangs on the row and the
+settings alone. The same command goes on where the last run ended, and tries again what it could not draw. It ends with
+status 0 where all is drawn, 1 where rows are in errors.jsonl, 130 where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import _cli
+import _config
+
+OUTDIR = "outputs/bulk"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = _cli.Parser("sample_bulk", doc=__doc__)
+    _cli.add_prompt_flags(parser, "nothing")
+    group = parser.add_argument_group("what is drawn without --from-file")
+    group.add_argument("-n", dest="count", metavar="N", type=_cli.number(int, 1, 10**7), help="how many (default: 16)")
+    group.add_argument(
+        "--classes", type=_cli.number(int, 0), nargs="+", metavar="K",
+        help="of a model of classes: their numbers, which the pictures take in turn (default: all that it knows)",
+    )  # fmt: skip
+    group = parser.add_argument_group("sampling, of rows that do not say otherwise")
+    _cli.add_sampler_flags(group, scale=7.5)
+    group = parser.add_argument_group("who draws")
+    group.add_argument("--engine", choices=("local", "ray"), default="local",
+                       help="this process, or actors of a Ray cluster (default: local)")  # fmt: skip
+    group.add_argument("--batch_size", metavar="N", type=_cli.number(int, 1, 1024), default=8,
+                       help="rows of like size, steps and scale at a time (default: 8)")  # fmt: skip
+    group.add_argument("--workers", metavar="N", type=_cli.number(int, 1, 10_000), default=1,
+                       help="ray: how many actors have the model (default: 1)")  # fmt: skip
+    group.add_argument("--num_gpus", metavar="N", type=_cli.number(float, 0, 64), default=0,
+                       help="ray: GPUs of each (default: 0)")  # fmt: skip
+    group.add_argument("--num_cpus", metavar="N", type=_cli.number(float, 0, 1024), default=1,
+                       help="ray: cores, and so threads, of each (default: 1)")  # fmt: skip
+    group.add_argument(
+        "--address", type=_cli.a_path, help="ray: of a running cluster, or auto (default: one for this run)"
+    )
+    _cli.add_size_flags(parser)
+    _cli.add_model_flags(parser)
+    _cli.add_output_flags(parser, OUTDIR, grid=False)
+    group = parser.add_argument_group("how it is written")
+    group.add_argument("--format", choices=("png", "tar"), default="png",
+                       help="single files, or tar shards for webdataset (default: png)")  # fmt: skip
+    group.add_argument("--shard_size", metavar="N", type=_cli.number(int, 1, 10**6), default=1000,
+                       help="rows of a shard (default: 1000)")  # fmt: skip
+    group.add_argument("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="(default: jsonl)")
+    group.add_argument("--overwrite", action="store_true", help="delete what an earlier job left in OUTDIR")
+    parser.set_defaults(n_iter=1, n_samples=1, fixed_code=False)  # what other scripts have flags for
+    return parser.parse_intermixed_args(argv)
+
+
+def engine(opt: argparse.Namespace):
+    from ldm.bulk import Ray, local
+
+    if opt.engine == "local":
+        if opt.address or opt.workers != 1 or opt.num_gpus:
+            raise ValueError("--workers, --num_gpus and --address are for --engine ray; add it")
+        return local
+    return Ray(opt.workers, num_cpus=opt.num_cpus, num_gpus=opt.num_gpus, address=opt.address)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parse(argv)
+    spread = engine(opt)
+    import _bulk
+    from _session import Session
+
+    from ldm.bulk import Store, run
+
+    session = Session(opt)
+    shape = _config.latent_shape(session.config, opt.H, opt.W, opt.C, opt.f)
+    rows = _bulk.rows(opt, session)
+    made = {"format": opt.format, "shard_size": opt.shard_size, "manifest": opt.manifest, "overwrite": opt.overwrite}
+    with Store(opt.outdir, rows, _bulk.settings(opt, session, shape), **made) as store:
+        check = _bulk.checker(opt, session)
+        summary = run(store, _bulk.Drawing(opt), batch_size=opt.batch_size, engine=spread, check=check)
+    tell(summary, opt.outdir)
+
+
+def tell(summary, outdir: str) -> None:
+    """The last line, and the exit status."""
+    counts = [f"{summary.drawn} drawn", f"{summary.there} there before", f"{summary.failed} failed"]
+    if summary.left:
+        counts.append(f"{summary.left} left")
+    failed = f"; {outdir}/errors.jsonl says why" if summary.failed else ""
+    again = "; the same command goes on" if summary.left else ""
+    print(f"{summary.rows} rows: {', '.join(counts)}: {summary.manifest}{failed}{again}")
+    sys.exit(130 if summary.left else 1 if summary.failed else 0)
+
+
+if __name__ == "__main__":
+    _cli.run(main, "sample_bulk")
