@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class Ray:
         """In the cluster's actors, in any order. Workers that die, and nodes that go, are replaced by Ray, and their
         batches drawn again. Nothing is written there: the results come here.
 
-        `make_drawer` is pickled: where it and this package are installed, or on the same path, all nodes find them.
+        `make_drawer` is pickled: all nodes must have what it uses, and this package, installed or at the same path.
         """
         ray = _ray()
         begun = not ray.is_initialized()
@@ -50,7 +51,7 @@ class Ray:
                 ray.shutdown()
 
     def _connect(self, ray) -> None:
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": _environment()}}
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             if self.address:
@@ -107,9 +108,15 @@ class _Actor:
             return error
 
 
+def _environment() -> dict[str, str]:
+    """For the actors: where this process looks for modules, its environment's own aside."""
+    found = (os.path.abspath(path) for path in sys.path if os.path.isdir(path or "."))
+    return {"PYTHONPATH": os.pathsep.join(path for path in found if not path.startswith((sys.prefix, sys.base_prefix)))}
+
+
 def _ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell others of the run
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what is as it should be
     try:
         import ray
         import ray.data

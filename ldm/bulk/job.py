@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ldm.bulk.draw import Drawer, Drawn, Failed, ModelError
 from ldm.bulk.engines import Results, local
@@ -109,6 +112,7 @@ def _interrupts() -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        tqdm.write("interrupted: the run finishes the batch, and ends; once more ends it at once", file=sys.stderr)
 
     usual = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -118,8 +122,6 @@ def _interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _bar(total: int, initial: int, progress: bool | None):
-    from tqdm import tqdm
-
+def _bar(total: int, initial: int, progress: bool | None) -> tqdm:
     hidden = None if progress is None else not progress  # None: hidden where nobody looks
     return tqdm(total=total, initial=initial, desc="pictures", unit="picture", disable=hidden, smoothing=0.05)

@@ -26,7 +26,8 @@ from ldm.bulk.rows import BadRow, Row
 FORMATS = ("png", "tar")
 MANIFESTS = ("jsonl", "parquet")
 _JOB, _ERRORS, _SUMS = "job.json", "errors.jsonl", "checksums.jsonl"
-_OURS = (_JOB, _ERRORS, _SUMS, "manifest.jsonl", "manifest.parquet", "pictures", "shards")
+# In the order in which they are deleted: what has lost its job would be nobody's.
+_OURS = (_ERRORS, _SUMS, "manifest.jsonl", "manifest.parquet", "pictures", "shards", _JOB)
 _OF_ROWS = ("negative_prompt", "steps", "scale", "width", "height")  # a row's own, or as for the whole job
 
 
@@ -71,7 +72,7 @@ class Store:
         with explained(self.outdir), contextlib.ExitStack() as stack:
             self.outdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(Lock(self.outdir))
-            if self._overwrite:
+            if self._overwrite and (self.outdir / _JOB).exists():  # else it is no job of ours
                 self._delete()
             self._same_job()
             for part in self.outdir.rglob(f"*{PART}"):
@@ -105,7 +106,10 @@ class Store:
         job = json.loads(json.dumps({"rows": _digest(self.rows), "output": self._places.kind, **self.settings}))
         if not path.exists():
             if there := [name for name in _OURS if (self.outdir / name).exists()]:
-                raise ValueError(f"{self.outdir} has {there[0]}, and no {_JOB} that says of what; {remedy}")
+                raise ValueError(
+                    f"{self.outdir} has {there[0]}, and no {_JOB} that says of what: it may be somebody else's; take "
+                    "another folder"
+                )
             write(path, json.dumps(job, indent=1).encode())
             return
         try:
