@@ -31,7 +31,9 @@ def _told(opt: argparse.Namespace, session: Session) -> list[str]:
     if session.kind == "class" and opt.prompt is None:
         n = _model.number_of_classes(session.config)
         labels = opt.classes or range(n - 1 if n == _model.IMAGENET_AND_NONE else n)
-        return [str(labels[k % len(labels)]) for k in range(count)]
+        told = [str(labels[k % len(labels)]) for k in range(count)]
+        _model.check_classes(session.config, told, opt.negative_prompt, session.guided)
+        return told
     if opt.classes:
         raise ValueError(f"--classes {opt.classes[0]}: this model is told {session.kind}, not classes; leave it out")
     return [opt.prompt or ""] * count

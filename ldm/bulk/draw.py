@@ -54,9 +54,13 @@ class Worker:
 
     def _drawn(self, batch: Sequence[Row]) -> list[Drawn | Failed]:
         try:
-            return [Drawn(row.index, png) for row, png in zip(batch, self._draw(batch), strict=True)]
+            found = self._draw(batch)
         except Exception as error:
             kind, reason = _kind(error), said(error)
+        else:
+            if len(found) != len(batch):
+                raise ModelError(f"the model gave {len(found)} pictures for {len(batch)} rows")
+            return [Drawn(row.index, png) for row, png in zip(batch, found, strict=True)]
         if kind is None:
             raise ModelError(f"the model failed: {reason}")
         if len(batch) == 1:

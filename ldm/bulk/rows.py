@@ -60,10 +60,11 @@ def row_seed(base: int, index: int) -> int:
     It hangs on the base seed and the row's index alone. Both steps are MurmurHash3's finalizer (Appleby 2011), which
     gives each number another one, so that rows, and jobs with bases beside each other, have nothing in common.
     """
-    return _mixed(_mixed(index & _LOW) ^ _mixed((base ^ base >> 32) & _LOW) ^ _mixed(index >> 32))
+    return _mixed(_mixed(index & _LOW) ^ _mixed((base ^ base >> 32 ^ _APART) & _LOW) ^ _mixed(index >> 32))
 
 
 _LOW = 0xFFFFFFFF  # torch's CPU generator takes no more of a seed
+_APART = 0x9E3779B9  # else row 1 of base 1 and row 2 of base 2 would meet
 
 
 def _mixed(h: int) -> int:

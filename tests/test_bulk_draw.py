@@ -1,0 +1,153 @@
+"""Batches that do not fit, rows that overflow, models that fail, and the counts of a run."""
+
+import pickle
+
+import pytest
+from _bulk_process import maker, picture, rows
+
+from ldm.bulk import ModelError, Ray, Row, Store, run
+from ldm.bulk.draw import Drawn, Failed, Worker
+from ldm.bulk.job import HOPELESS
+
+LIKE = [Row(k, k) for k in range(13)]
+
+
+class Narrow:
+    """Has room for so many rows at a time, and remembers what it was asked for."""
+
+    def __init__(self, room, error=None):
+        self.room, self.error, self.sizes = room, error or MemoryError(), []
+
+    def __call__(self, batch):
+        self.sizes.append(len(batch))
+        if len(batch) > self.room:
+            raise self.error
+        return [picture(row) for row in batch]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory."), MemoryError(), RuntimeError("[enforce fail] can't allocate memory")]
+)
+def test_a_batch_that_does_not_fit_is_halved_and_the_next_ones_begin_as_small(error):
+    draw = Narrow(3, error)
+    worker = Worker(lambda: draw)
+    assert worker(LIKE) == [Drawn(row.index, picture(row)) for row in LIKE]
+    assert draw.sizes == [13, 6, 3, 3, 3, 3, 1]
+    draw.sizes.clear()
+    worker(LIKE[:8])
+    assert draw.sizes == [3, 3, 2]
+
+
+def test_rows_of_another_size_begin_with_whole_batches():
+    draw = Narrow(3)
+    worker = Worker(lambda: draw)
+    worker(LIKE[:4])
+    draw.room = 8
+    draw.sizes.clear()
+    worker([Row(k, k, width=32) for k in range(8)])
+    assert draw.sizes == [8]
+
+
+def test_a_row_that_does_not_even_fit_alone_fails_and_the_others_go_on():
+    def draw(batch):
+        if any(row.index == 5 for row in batch):
+            raise MemoryError("no room")
+        return [picture(row) for row in batch]
+
+    found = {result.index: result for result in Worker(lambda: draw)(LIKE)}
+    assert found[5] == Failed(5, "memory", "MemoryError: no room")
+    assert sorted(found) == list(range(13)) and all(isinstance(found[k], Drawn) for k in found if k != 5)
+
+
+def test_rows_that_overflow_are_found_and_the_others_are_drawn():
+    def draw(batch):
+        if bad := [row.index for row in batch if row.index in (2, 3, 11)]:
+            raise FloatingPointError(f"NaN for {bad}")
+        return [picture(row) for row in batch]
+
+    found = Worker(lambda: draw)(LIKE)
+    assert [r.index for r in found if isinstance(r, Failed)] == [2, 3, 11]
+    assert {r.kind for r in found if isinstance(r, Failed)} == {"numbers"} and len(found) == 13
+
+
+def test_what_is_no_rows_fault_is_the_models():
+    def draw(batch):
+        raise RuntimeError("mat1 and mat2\nshapes cannot be multiplied")
+
+    with pytest.raises(ModelError, match="the model failed: RuntimeError: mat1 and mat2 shapes"):
+        Worker(lambda: draw)(LIKE)
+
+    def none():
+        raise FileNotFoundError("no such checkpoint")
+
+    with pytest.raises(ModelError, match="cannot be loaded: FileNotFoundError: no such checkpoint"):
+        Worker(none)
+
+
+def test_a_drawer_that_forgets_a_row_is_not_believed():
+    with pytest.raises(ModelError, match="gave 1 pictures for 13 rows"):
+        Worker(lambda: lambda batch: [b""])(LIKE)
+
+
+def test_an_error_of_the_model_can_be_sent_by_an_actor():
+    assert str(pickle.loads(pickle.dumps(ModelError("why")))) == "why"
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+def test_a_model_that_fails_stops_the_run_and_keeps_what_there_is(tmp_path):
+    calls = []
+
+    def draw(batch):
+        calls.append(len(batch))
+        if len(calls) == 3:
+            raise RuntimeError("device lost")
+        return [picture(row) for row in batch]
+
+    with Store(tmp_path, rows(20), {}) as store, pytest.raises(ModelError, match="device lost"):
+        run(store, lambda: draw, batch_size=4, progress=False)
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 8
+    with Store(tmp_path, rows(20), {}) as store:
+        assert run(store, maker(), progress=False).drawn == 12
+
+
+def test_where_every_row_fails_the_run_does_not_go_on_all_night(tmp_path):
+    tried = []
+
+    def draw(batch):
+        tried.extend(batch)
+        raise ValueError("the network's output overflowed")
+
+    with (
+        Store(tmp_path, rows(1000), {}) as store,
+        pytest.raises(ModelError, match=r"the first \d+ rows failed, .* overflowed"),
+    ):
+        run(store, lambda: draw, batch_size=1, progress=False)
+    assert len(tried) == HOPELESS
+
+
+def test_rows_that_the_check_refuses_are_not_drawn(tmp_path):
+    def check(row):
+        if row.index % 2:
+            raise ValueError(f"{row.index} is odd")
+
+    with Store(tmp_path, rows(6), {}) as store:
+        summary = run(store, maker(), check=check, progress=False)
+    assert (summary.rows, summary.drawn, summary.failed, summary.left) == (6, 3, 3, 0)
+    assert "3 is odd" in (tmp_path / "errors.jsonl").read_text()
+
+
+def test_nothing_left_to_do_loads_no_model(tmp_path):
+    for _ in range(2):
+        with Store(tmp_path, rows(3), {}) as store:
+            run(store, maker(), progress=False)
+
+    with Store(tmp_path, rows(3), {}) as store:
+        assert run(store, lambda: pytest.fail("a model was loaded"), progress=False).there == 3
+
+
+def test_without_ray_the_engine_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with Store(tmp_path, rows(3), {}) as store, pytest.raises(ImportError, match=r"pip install 'ray\[data\]'"):
+        run(store, maker(), engine=Ray(), progress=False)

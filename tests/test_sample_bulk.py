@@ -1,0 +1,139 @@
+"""scripts/sample_bulk.py: its flags, rows and exit statuses; and that a row's picture is what txt2img draws for it."""
+
+import json
+from pathlib import Path
+
+import _config
+import numpy as np
+import pytest
+import sample_bulk
+from _bulk_jobs import manifest, pictures
+from _script_models import of_as_many_classes_as_imagenet, of_classes, unconditional, written
+from PIL import Image
+
+from ldm.image import read_settings
+
+ROWS = """\
+{"prompt": "a red circle", "seed": 5}
+{"prompt": "a blue square", "seed": 6, "steps": 3, "negative_prompt": "a circle", "id": "b"}
+{"prompt": "a green star", "seed": 7, "scale": 1}
+{"prompt": null}
+{"prompt": "a pink heart", "seed": 8, "width": 24}
+{"prompt": "a pink heart", "seed": 8, "width": 23}
+{"prompt": "a pink heart", "seed": 8, "steps": 999}
+"""
+FEW = ("--ddim_steps", 2, "--device", "cpu")
+
+
+@pytest.fixture
+def bulk(run, tmp_path):
+    """Run it on a text of rows, or without; (exit status, stdout's last line, what it says)."""
+
+    def bulk(*flags, rows=None, name="rows.jsonl", **more):
+        if rows is not None:
+            (tmp_path / name).write_text(rows)
+            flags = ("--from-file", name, *flags)
+        status, out, said = run(*FEW, "--outdir", "out", *flags, script=sample_bulk, **more)
+        return status, out[-1] if out else "", said
+
+    return bulk
+
+
+def test_bad_rows_are_listed_good_ones_drawn_and_the_counts_add_up(bulk):
+    status, said, _ = bulk(rows=ROWS)
+    assert status == 1
+    assert said == "7 rows: 4 drawn, 0 there before, 3 failed: out/manifest.jsonl; out/errors.jsonl says why"
+    reasons = {e["row"]: e["reason"] for e in map(json.loads, Path("out/errors.jsonl").read_text().splitlines())}
+    assert reasons[3] == "prompt is null" and "multiples of" in reasons[5] and sorted(reasons) == [3, 5, 6]
+    assert {k: r["id"] for k, r in manifest("out").items() if "id" in r} == {1: "b"}
+    assert bulk(rows=ROWS)[:2] == (1, said.replace("4 drawn, 0 there", "0 drawn, 4 there"))
+
+
+def test_each_rows_own_settings_are_in_its_picture_and_in_the_manifest(bulk):
+    bulk(rows=ROWS)
+    for row, record in manifest("out").items():
+        told = read_settings(Path("out", record["file"]))
+        for name in ("prompt", "negative_prompt", "seed", "steps", "scale", "width", "height", "sampler", "model"):
+            assert told[name] == record[name], (row, name)
+    assert [manifest("out")[1][k] for k in ("steps", "negative_prompt")] == [3, "a circle"]
+    assert [manifest("out")[2]["scale"], manifest("out")[4]["width"]] == [1, 24]
+
+
+def test_a_rows_picture_is_what_txt2img_draws_for_it(bulk, run):
+    bulk(rows=ROWS)
+    for row in (0, 1, 2, 4):
+        r = manifest("out")[row]
+        flags = ["--prompt", r["prompt"], "--seed", r["seed"], "--ddim_steps", r["steps"], "--scale", r["scale"]]
+        flags += ["--negative_prompt", r["negative_prompt"], "--W", r["width"], "--device", "cpu", "--n_samples", 1]
+        status, _, said = run(*flags, "--n_iter", 1, "--outdir", f"one-{row}")
+        assert status == 0, said
+        drawn = np.asarray(Image.open(f"one-{row}/samples/00000.png")).astype(int)
+        assert np.abs(drawn - pictures("out")[row]).max() <= 1
+
+
+def test_neither_batch_size_nor_order_is_seen_in_the_pictures(bulk):
+    lines = "".join(f'{{"prompt": "a red circle", "id": {k}}}\n' for k in range(6))
+    bulk("--batch_size", 1, rows=lines)
+    one = pictures("out")
+    bulk("--batch_size", 4, "--overwrite", rows=lines)
+    assert len({a.tobytes() for a in one.values()}) == 6  # each has noise of its own
+    assert max(np.abs(one[k] - other).max() for k, other in pictures("out").items()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "count", "prompts"),
+    [(unconditional, (), 16, {""}), (of_classes, ("-n", 5, "--classes", 7, 9), 5, {"7", "9"})],
+)
+def test_models_without_words_are_drawn_from(change, flags, count, prompts, bulk, tmp_path):
+    model = written(tmp_path, change)
+    assert bulk(*flags, model=model)[0] == 0
+    assert len(manifest("out")) == count and {r["prompt"] for r in manifest("out").values()} == prompts
+
+
+def test_a_prompt_is_drawn_n_times_from_seeds_of_the_base(bulk):
+    bulk("--prompt", "a red circle", "-n", 3, "--seed", 1)
+    one = [r["seed"] for r in manifest("out").values()]
+    bulk("--prompt", "a red circle", "-n", 3, "--seed", 2, "--overwrite")
+    assert len({*one, *(r["seed"] for r in manifest("out").values())}) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--workers", 2), "--engine ray; add it"),
+        (("--from-file", "none.csv"), "none.csv"),
+        (("--from-file", "none.doc"), "prompts are read from .txt"),
+        (("--classes", 3), "this model is told text, not classes"),
+        (("--H", 21), "multiples of"),
+        (("--batch_size", 0), "from 1 to 1024"),
+        (("--shard_size", 0), "from 1 to"),
+        (("--manifest", "csv"), "invalid choice"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(flags, why, bulk, no_model):
+    status, _, said = bulk(*flags)
+    assert status == 2 and why in said[-1] and len(said) == 1
+
+
+def test_what_no_row_could_draw_is_said_before_a_model_is_loaded(bulk, no_model, tmp_path):
+    model = written(tmp_path, of_as_many_classes_as_imagenet)  # of which none stands for no class
+    status, _, said = bulk("--scale", 2, model=model)
+    assert status == 2 and "--negative_prompt, or draw without guidance" in said[-1]
+    assert not Path("out").exists()
+
+
+def test_another_job_in_the_folder_is_an_error_that_says_what_differs(bulk):
+    bulk(rows=ROWS)
+    status, _, said = bulk("--scale", 3, rows=ROWS)
+    assert status == 2 and "another job: scale was 2.0, and is 3.0 now" in said[-1] and "--overwrite" in said[-1]
+
+
+def test_what_spreads_the_work_is_no_other_job(bulk):
+    bulk(rows=ROWS)
+    assert "4 there before" in bulk("--batch_size", 2, "--low_mem", rows=ROWS)[1]
+
+
+@pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout")
+def test_the_bundled_model_draws_what_is_asked_for(bulk):
+    assert bulk(rows="a big red circle\n", name="rows.txt", model=())[0] == 0
+    assert pictures("out")[0].shape == (64, 64, 3)
