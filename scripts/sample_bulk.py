@@ -91,13 +91,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def tell(summary, outdir: str) -> None:
     """The last line, and the exit status."""
-    counts = [f"{summary.drawn} drawn", f"{summary.there} there before", f"{summary.failed} failed"]
+    counts = [f"{summary.drawn} pictures drawn", f"{summary.there} there before", f"{summary.failed} failed"]
     if summary.left:
         counts.append(f"{summary.left} left")
     failed = f"; {outdir}/errors.jsonl says why" if summary.failed else ""
     again = "; the same command goes on" if summary.left else ""
     print(f"{summary.rows} rows: {', '.join(counts)}: {summary.manifest}{failed}{again}")
-    sys.exit(130 if summary.left else 1 if summary.failed else 0)
+    if summary.left or summary.failed:
+        sys.exit(130 if summary.left else 1)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_a_killed_driver_can_be_started_again(file, expected, cluster, tmp_path)
     assert 6 <= len(before) < COUNT, said
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"{COUNT - len(before)} drawn, {len(before)} there before" in done.stdout
+    assert f"{COUNT - len(before)} pictures drawn, {len(before)} there before" in done.stdout
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in before}  # none was drawn again
     check(tmp_path, expected)
 

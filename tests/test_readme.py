@@ -21,6 +21,7 @@ def lines_of(page):
 README = lines_of(ROOT / "README.md")
 LINES = README + [line for page in sorted(ROOT.glob("docs/*.md")) for line in lines_of(page)]
 DRAWING = [line for line in LINES if line.split(".py")[0] in DRAW]
+DRAWING += [line for line in README if line.startswith("sample_bulk")]
 
 
 def test_there_is_one_of_each_script_that_the_bundled_model_draws_with():

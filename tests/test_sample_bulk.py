@@ -42,11 +42,11 @@ def bulk(run, tmp_path):
 def test_bad_rows_are_listed_good_ones_drawn_and_the_counts_add_up(bulk):
     status, said, _ = bulk(rows=ROWS)
     assert status == 1
-    assert said == "7 rows: 4 drawn, 0 there before, 3 failed: out/manifest.jsonl; out/errors.jsonl says why"
+    assert said == "7 rows: 4 pictures drawn, 0 there before, 3 failed: out/manifest.jsonl; out/errors.jsonl says why"
     reasons = {e["row"]: e["reason"] for e in map(json.loads, Path("out/errors.jsonl").read_text().splitlines())}
     assert reasons[3] == "prompt is null" and "multiples of" in reasons[5] and sorted(reasons) == [3, 5, 6]
     assert {k: r["id"] for k, r in manifest("out").items() if "id" in r} == {1: "b"}
-    assert bulk(rows=ROWS)[:2] == (1, said.replace("4 drawn, 0 there", "0 drawn, 4 there"))
+    assert bulk(rows=ROWS)[:2] == (1, said.replace("4 pictures drawn, 0 there", "0 pictures drawn, 4 there"))
 
 
 def test_each_rows_own_settings_are_in_its_picture_and_in_the_manifest(bulk):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import contest, imports
+from bench import bulk, contest, imports
 from bench.contest import OURS, THEIRS, Contestant
 from bench.processes import Crew
 
@@ -275,4 +275,5 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], Iterator[Row]]]] = {
     "load": ("Loading, until every weight has been read", load),
     "import": ("Imports, in a fresh Python", imports.section),
     "growth": ("Growth", growth),
+    "bulk": ("Bulk sampling", bulk.section),
 }
