@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from _bulk_jobs import files, job, manifest, picture_bytes, pictures, prompts
 
-from ldm.bulk import Ray, local
+from ldm.bulk import ModelError, Ray, Row, local
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("ray.data", reason="Ray Data is not installed")
@@ -87,6 +88,23 @@ def workers():
     return found
 
 
+class Counted:
+    """Draws the number of a row."""
+
+    def __call__(self, batch):
+        return [str(row.index).encode() for row in batch]
+
+
+class Broken:
+    def __call__(self, batch):
+        raise RuntimeError("lost")
+
+
+class Unloadable:
+    def __init__(self):
+        raise OSError("no such file")
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 16), (2, 3), (4, 8)])
 def test_the_pictures_are_the_local_ones_with_any_workers_and_batches(
     count, batch_size, file, expected, cluster, tmp_path
@@ -131,6 +149,32 @@ def test_a_killed_driver_can_be_started_again(file, expected, cluster, tmp_path)
     assert f"{COUNT - len(before)} pictures drawn, {len(before)} there before" in done.stdout
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in before}  # none was drawn again
     check(tmp_path, expected)
+
+
+def test_more_workers_than_there_is_room_for_are_a_warning_and_no_room_at_all_is_an_error(cluster):
+    engine = Ray(9, num_cpus=1, address=cluster.address)
+    with pytest.warns(UserWarning, match="room for 4 of 9 workers"):
+        found = sorted(result.png for results in engine(Counted, [[Row(k, k)] for k in range(3)]) for result in results)
+    assert found == [b"0", b"1", b"2"]
+    with pytest.raises(ValueError, match="no node of the Ray cluster has 1 CPU and 1 GPU"):
+        list(Ray(1, num_gpus=1, address=cluster.address)(Counted, [[Row(0, 0)]]))
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and listens to nobody
+        port = unheard.getsockname()[1]
+        with pytest.raises(ConnectionError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
+            list(Ray(address=f"127.0.0.1:{port}")(Counted, [[Row(0, 0)]]))
+
+
+def test_a_model_that_fails_in_an_actor_is_one_error_here(cluster):
+    for broken, why in (
+        (Unloadable, "cannot be loaded: OSError: no such file"),
+        (Broken, "the model failed: RuntimeError: lost"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            list(Ray(2, address=cluster.address)(broken, [[Row(k, k)] for k in range(4)]))
 
 
 # The last one: the cluster is smaller after it.

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
+import socket
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,15 +55,39 @@ class Ray:
                 ray.shutdown()
 
     def _connect(self, ray) -> None:
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": _environment()}}
         logging.getLogger("ray.data").setLevel(logging.ERROR)
+        _answers(self.address)
+        signals = _signals()
         try:
-            if self.address:
-                ray.init(address=self.address, **quiet)
-            else:
-                ray.init(include_dashboard=False, **quiet)
+            ray.init(
+                address=self.address or "local",  # without a word it would join any cluster that is about
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": _environment()},
+                **({} if self.address else {"include_dashboard": False}),
+            )
         except (ConnectionError, ValueError) as error:
             raise ConnectionError(f"no Ray cluster at {self.address or 'this machine'}: {said(error)}") from error
+        finally:
+            for number, handler in signals.items():  # which Ray has replaced by its own
+                signal.signal(number, handler)
+
+    def _room(self, ray) -> int:
+        """How many workers there can be. ValueError where there is no room for one: Ray would wait for it forever."""
+        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus}
+        room = 0
+        for node in ray.nodes():
+            if node["Alive"]:
+                fits = [node["Resources"].get(name, 0) // need for name, need in needs.items() if need]
+                room += int(min(fits, default=self.workers))
+        if not room:
+            wanted = " and ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+            raise ValueError(
+                f"no node of the Ray cluster has {wanted}, which a worker takes; give it less, or add nodes"
+            )
+        if room < self.workers:
+            warnings.warn(f"the Ray cluster has room for {room} of {self.workers} workers", stacklevel=2)
+        return min(room, self.workers)
 
     def _results(self, ray, make_drawer, batches) -> Results:
         context = ray.data.DataContext.get_current()
@@ -72,7 +100,7 @@ class Ray:
             batch_size=1,
             batch_format="numpy",
             zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=self.workers),
+            compute=ray.data.ActorPoolStrategy(size=min(self._room(ray), len(pieces))),
             num_cpus=self.num_cpus,
             num_gpus=self.num_gpus,
         )
@@ -106,6 +134,26 @@ class _Actor:
             return self._worker(rows)
         except ModelError as error:
             return error
+
+
+def _answers(address: str | None) -> None:
+    """ConnectionError where nobody listens at HOST:PORT; Ray itself takes minutes to say so."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({error}); start one, or leave the address out"
+        ) from error
+
+
+def _signals() -> dict:
+    """The handlers of what ends a process; nothing elsewhere than in the main thread, which alone may set them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _environment() -> dict[str, str]:
