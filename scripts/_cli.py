@@ -9,7 +9,6 @@ import argparse
 import math
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,6 +86,8 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], An
     return parse
 
 
+MAX_PROMPT = 10_000  # characters: a hundred times what any text encoder takes
+MAX_SIDE = 16_384  # pixels
 a_count = number(int, 1, 100_000)  # of a batch: more than fit into any device, but lists of them can be made
 
 
@@ -109,7 +110,9 @@ def a_path(text: str) -> str:
 
 
 def a_text(given: str) -> str:
-    """An argparse type: what the pictures' files can tell."""
+    """An argparse type: what the pictures' files can tell, of a length that somebody may have written."""
+    if len(given) > MAX_PROMPT:
+        raise argparse.ArgumentTypeError(f"it has {len(given)} characters; at most {MAX_PROMPT} are read")
     if re.search("[\ud800-\udfff]", given):  # Python's stand-ins for bytes that it could not decode
         raise argparse.ArgumentTypeError(f"{given!r} is not text in the terminal's encoding; give UTF-8")
     return given
@@ -256,8 +259,9 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
     """`own`: what the size is unless it is given; None where it cannot be."""
     group = parser.add_argument_group("size")
     if own is not None:
-        group.add_argument("--H", type=number(int, 1), help=f"height in pixels (default: {own})")
-        group.add_argument("--W", type=number(int, 1), help=f"width in pixels (default: {own})")
+        side = number(int, 1, MAX_SIDE)
+        group.add_argument("--H", type=side, help=f"height in pixels (default: {own})")
+        group.add_argument("--W", type=side, help=f"width in pixels (default: {own})")
     group.add_argument("--C", type=number(int, 1), help="latent channels (default: the model's; others are errors)")
     group.add_argument("--f", type=number(int, 1), help="downsampling factor (default: the model's; others are errors)")
 
@@ -276,7 +280,7 @@ def add_output_flags(
         )
 
 
-# ------------------------------------------------------------------------------------------------ prompts and folders
+# ------------------------------------------------------------------------------------------------ prompts
 
 
 def read_prompts(path: str) -> list[str]:
@@ -286,15 +290,8 @@ def read_prompts(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"--from-file {path}: byte {error.start} is not UTF-8; save the prompts as UTF-8") from error
     prompts = [line.strip() for line in lines if line.strip()]
+    if longest := next((prompt for prompt in prompts if len(prompt) > MAX_PROMPT), None):
+        raise ValueError(f"--from-file {path}: a line has {len(longest)} characters; at most {MAX_PROMPT} are read")
     if not prompts:
         raise ValueError(f"--from-file {path} holds no prompts; write one a line")
     return prompts
-
-
-def check_writable(folder: Path, flag: str) -> None:
-    """OSError where no file can be made in a folder. Tried, as permissions say nothing of read-only disks."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        said = f"{flag}: no file can be made in {str(folder)!r} ({error.strerror}); give another folder"
-        raise type(error)(said) from error

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from _cli import check_writable
 
 
 class Gallery:
@@ -105,3 +104,12 @@ class _Numbered:
     def _named(self, name: str) -> Iterator[Path]:
         yield self.folder / f"{name}.png"
         yield from (self.folder / f"{name}-{k}.png" for k in itertools.count(1))
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """OSError where no file can be made in a folder. Tried, as permissions say nothing of read-only disks."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        said = f"{flag}: no file can be made in {str(folder)!r} ({error.strerror}); give another folder"
+        raise type(error)(said) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import _cli
+import _gallery
 import _inpainting
 import _model
 import _session
@@ -89,7 +90,7 @@ def check_sheet(path: Path) -> None:
     if path.suffix.lower() != ".png":
         better = path.with_suffix(".png")
         raise ValueError(f"--sheet {path} is no PNG's name; give one that ends in .png, such as {better}")
-    _cli.check_writable(path.parent, "--sheet")
+    _gallery.check_writable(path.parent, "--sheet")
 
 
 def fill(model, sampler, part: Sequence[Task], options: dict, seed: int) -> list:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import _cli
 import _config
+import _gallery
 import _model
 import _session
 from _session import guided, sample
@@ -99,7 +100,7 @@ def check(config, opt: argparse.Namespace) -> None:
     if (kind := _model.told_by(config)) != "text":
         raise ValueError(f"the scenes are asked for by captions, but this model is told {A_KIND[kind]}; score another")
     if opt.json:
-        _cli.check_writable(opt.json.parent, "--json")
+        _gallery.check_writable(opt.json.parent, "--json")
         if opt.json.is_dir():
             raise IsADirectoryError(f"--json {opt.json} is a folder; give a file's name")
 

@@ -23,6 +23,8 @@ import txt2img
         (["--from-file", ""], "--from-file: the path is empty"),
         (["--from-file", "empty.txt", "--prompt", ""], "--prompt: not allowed with argument --from-file"),
         (["--prompt", "a \udcff"], "--prompt: 'a \\udcff' is not text"),
+        (["--prompt", "a" * 10_001], "--prompt: it has 10001 characters; at most 10000 are read"),
+        (["--H", 10**6], "--H: '1000000': give an integer from 1 to 16384"),
         (["--negative_prompt", "\udcff"], "--negative_prompt: '\\udcff' is not text"),
         (["precision=foo"], "precision is 'foo'; choose one of auto, full, bf16, fp16, autocast"),
         (["precision=null"], "precision is None; choose one of"),
@@ -50,6 +52,7 @@ import txt2img
         (["--seed", -1], "--seed: '-1'"),
         (["--precision", "half"], "choose from"),
         (["--wings", 2], "--wings"),
+        (["--from-file", "long.txt"], "long.txt: a line has 10001 characters; at most 10000 are read"),
         (["--from-file", "empty.txt"], "--from-file empty.txt holds no prompts; write one a line"),
         (["--from-file", "nowhere.txt"], "nowhere.txt"),
         (["--from-file", "binary.txt"], "binary.txt: byte 0 is not UTF-8"),
@@ -79,6 +82,7 @@ import txt2img
 )
 def test_bad_input_is_one_line_before_a_model_is_loaded(flags, said, run, no_model):
     Path("empty.txt").write_text(" \n\n")
+    Path("long.txt").write_text("a cat\n" + "x" * 10_001)
     Path("binary.txt").write_bytes(b"\xff\xfe\x00")
     Path("broken.yaml").write_text("model: [1\nx: }")
     Path("latin.yaml").write_bytes("model: é".encode("latin-1"))
