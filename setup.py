@@ -46,12 +46,12 @@ setup(
         "scripts": ["pillow>=10.1"],
         "train": ["lightning>=2.4"],
         # Bulk sampling on a cluster; pyarrow, which it brings, also reads and writes parquet without one.
-        "ray": ["ray[data]>=2.40"],
+        "ray": ["ray[data]>=2.50"],
         "test": [
             "pytest>=7.4",
             "einops>=0.6",
             "lightning>=2.4",
-            "ray[data]>=2.40",
+            "ray[data]>=2.50",
             "diffusers>=0.30",
             "transformers>=5",
             "pillow>=10.1",
@@ -59,7 +59,7 @@ setup(
             "setuptools>=64",
         ],
         # accelerate: diffusers loads at its best with it.
-        "bench": ["diffusers>=0.30", "transformers>=5", "accelerate>=1", "matplotlib>=3.8", "ray[data]>=2.40"],
+        "bench": ["diffusers>=0.30", "transformers>=5", "accelerate>=1", "matplotlib>=3.8", "ray[data]>=2.50"],
         "lint": ["ruff>=0.5"],
     },
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import _approximate
 import _config
+import _trajectory
 from _machine import PRECISIONS
 
 # ---------------------------------------------------------------------------------------------------- running a script
@@ -200,6 +201,7 @@ def add_sampling_flags(
         help="use n_samples seeds again and again: picture k (from 0) of each iteration has the seed "
         "SEED + k %% n_samples, also where the prompts do not divide by n_samples and batches begin elsewhere",
     )
+    _trajectory.add_flag(group, number)
     group.add_argument("--n_iter", type=number(int, 1), default=n_iter, help=f"sample this often (default: {n_iter})")
     group.add_argument(
         "--n_samples",
@@ -266,12 +268,12 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
     group.add_argument("--f", type=number(int, 1), help="downsampling factor (default: the model's; others are errors)")
 
 
-def add_output_flags(
-    parser: argparse.ArgumentParser, outdir: str, *, grid: bool = True, row: str = "n_samples"
-) -> None:
-    """`grid`: whether the script also puts its pictures side by side; `row`: how many, in words."""
+def add_output_flags(parser, outdir: str, *, grid: bool = True, row: str = "n_samples", json: bool = True) -> None:
+    """`grid`: whether the script can put its pictures side by side, `row` of them in a row; `json`: and settings apart."""
     group = parser.add_argument_group("output")
     group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
+    if json:
+        group.add_argument("--save_json", action="store_true", help="save each picture's settings beside it, as .json")
     if grid:
         group.add_argument("--skip_grid", action="store_true", help="save no grid, only the pictures")
         group.add_argument("--skip_save", action="store_true", help="save no single pictures")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import _trajectory
 
 
 class Gallery:
@@ -27,26 +30,43 @@ class Gallery:
         folder: str = "samples",
         prefix: str = "",
         digits: int = 5,
+        twins: bool = False,
     ):
-        """Make the folders at once, so that an unwritable one shows before a model is loaded."""
+        """Make the folders at once, so that an unwritable one shows before a model is loaded. `twins`: each picture's
+        settings are also a .json beside it."""
         importlib.import_module("PIL")  # likewise
         self.samples = Path(outdir, folder)
         self.samples.mkdir(parents=True, exist_ok=True)
         for place in [self.samples] * save + [Path(outdir)] * grid:
             check_writable(place, "--outdir")
-        self.count = 0
+        self._outdir, self._twins, self.count = Path(outdir), twins, 0
         self._pictures = _Numbered(self.samples, prefix, digits) if save else None
         self._grids = _Numbered(Path(outdir), "grid-", 4) if grid else None
         self._kept: list[tuple[Any, str]] = []
 
-    def add(self, images, settings: Sequence[dict[str, Any]], name: str = "", *, caption: str = "") -> None:
+    def add(
+        self,
+        images,
+        settings: Sequence[dict[str, Any]],
+        name: str = "",
+        *,
+        caption: str = "",
+        steps: Sequence[tuple[str, Any]] = (),
+    ) -> None:
         """Save a batch of images, (B, 3, H, W) in [-1, 1] or PIL's, with the settings of each; as NAME.png, NAME-1.png,
-        … if there is a name. In the grid stands their caption, by default the prompt."""
-        from ldm.image import to_pil
-
-        for picture, made in zip(to_pil(images) if hasattr(images, "ndim") else images, settings, strict=True):
+        … if there is a name. In the grid stands their caption, by default the prompt. `steps`: `Session.steps`."""
+        frames = [(label, _pil(looks)) for label, looks in steps]
+        for k, (picture, made) in enumerate(zip(_pil(images), settings, strict=True)):
+            made = {**made, "width": picture.width, "height": picture.height}
+            path = Path(f"{self.count:05}.png")
             if self._pictures:
-                self._pictures.save(picture, {**made, "width": picture.width, "height": picture.height}, name)
+                path = self._pictures.save(picture, made, name)
+                if self._twins:
+                    told = json.dumps(made, indent=1, ensure_ascii=False)
+                    path.with_suffix(".json").write_text(f"{told}\n", encoding="utf-8")
+            if frames:
+                labels, looks = zip(*((label, pictures[k]) for label, pictures in frames), strict=True)
+                _trajectory.save(self._outdir / "steps", path.stem, labels, looks)
             if self._grids:
                 self._kept.append((picture, caption or made["prompt"]))
             self.count += 1
@@ -73,6 +93,12 @@ class Gallery:
     def __exit__(self, kind, error, traceback) -> None:
         if kind is KeyboardInterrupt:
             raise KeyboardInterrupt(f"{_pictures(self.count)} finished; {self.samples} has what is saved") from None
+
+
+def _pil(images) -> Sequence[Any]:
+    from ldm.image import to_pil
+
+    return to_pil(images) if hasattr(images, "ndim") else images
 
 
 def _pictures(count: int) -> str:

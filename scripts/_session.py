@@ -16,7 +16,7 @@ import contextlib
 import itertools
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import _config
 import _low_mem
 import _machine
 import _model
+import _trajectory
 
 Jobs = Sequence[tuple[str, int]]  # of a batch: (prompt, seed) of each picture
 
@@ -64,6 +65,7 @@ class Session:
         self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
         _approximate.check(opt)
         self._low_mem, self._texts = opt.low_mem, []
+        self._trajectory: _trajectory.Trajectory | None = None
         if self._low_mem:
             self.options |= _low_mem.options(self._class, {**self._built, **self.options})
         self._check_sampler(getattr(opt, "ddim_eta", None))
@@ -154,7 +156,15 @@ class Session:
         """
         prompts, negative = [prompt for prompt, _ in jobs], self.opt.negative_prompt
         cond, uncond = _model.conditionings(self.model, self.kind, prompts, negative, self.guided, shown)
+        if getattr(self.opt, "save_steps", None):
+            arguments["img_callback"] = self._trajectory = _trajectory.Trajectory()
         return sample(self.model, self.sampler, jobs, shape, cond, uncond, {**self.options, **arguments})
+
+    def steps(self, shown: Callable[[Any], Any] = lambda images: images) -> _trajectory.Frames:
+        """What --save_steps asks for of the last batch, each as `shown` makes it of pictures; else nothing."""
+        if self._trajectory is None:
+            return []
+        return self._trajectory.frames(self.opt.save_steps, lambda x0: shown(_machine.decode(self.model, x0)))
 
     def settings(self, jobs: Jobs, **more: Any) -> list[dict[str, Any]]:
         """What each picture's file tells: with it the picture can be made again."""

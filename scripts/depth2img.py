@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     picture, depth = read(opt)
     lines = None if opt.from_file is None else _cli.read_prompts(opt.from_file)
-    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
+    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid, twins=opt.save_json)
     defaults = {"unconditional_guidance_scale": SCALE}
     session = Session(opt, only="LatentDepth2ImageDiffusion", shown=("hybrid",), defaults=defaults)
     canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=opt.init_img or opt.depth)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             given = {} if latents is None else {"init": latents.expand(len(jobs), *canvas.shape)}
             given |= {"strength": opt.strength} if given else {}
             images = session.sample(jobs, canvas.shape, shown=shown, **given)
-            gallery.add(canvas.cut(images), session.settings(jobs, **told))
+            gallery.add(canvas.cut(images), session.settings(jobs, **told), steps=session.steps(canvas.cut))
     print(gallery.finish(opt.n_rows or opt.n_samples))
 
 

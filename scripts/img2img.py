@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     picture = _pictures.resized(_pictures.read(opt.init_img), opt.H, opt.W)
     lines = None if opt.from_file is None else _cli.read_prompts(opt.from_file)
-    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
+    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid, twins=opt.save_json)
     session = Session(opt, defaults={"unconditional_guidance_scale": SCALE})
     canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=opt.init_img)
     prompts = session.prompts(lines, "")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for jobs in session.batches(prompts):
             init = latents.expand(len(jobs), *canvas.shape)
             images = session.sample(jobs, canvas.shape, init=init, strength=opt.strength)
-            gallery.add(canvas.cut(images), session.settings(jobs, **told))
+            gallery.add(canvas.cut(images), session.settings(jobs, **told), steps=session.steps(canvas.cut))
     print(gallery.finish(opt.n_rows or opt.n_samples))
 
 

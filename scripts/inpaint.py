@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = sources(opt)
     sizes = [read(source, opt)[0].size for source in files]  # again when its turn comes: a folder may be large
     lines = None if opt.from_file is None else _cli.read_prompts(opt.from_file)
-    gallery = Gallery(opt.outdir, grid=False, folder="")
+    gallery = Gallery(opt.outdir, grid=False, folder="", twins=opt.save_json)
     session = Session(opt, shown=_inpainting.SHOWN)
     way = _inpainting.way_of(session.config)
     for (path, _), size in zip(files, sizes, strict=True):
@@ -151,8 +151,11 @@ def fill(session: Session, way: str, source: tuple[str, str], prompts: list[str]
         n = len(jobs)
         more = _inpainting.expanded(given, n)
         images = session.sample(jobs, canvas.shape, shown=_inpainting.expanded(shown, n), **more)
-        drawn = _inpainting.composite(picture, to_pil(canvas.cut(images)), hole)
-        gallery.add(drawn, session.settings(jobs, **told), Path(path).stem)
+
+        def filled(drawn):
+            return _inpainting.composite(picture, to_pil(canvas.cut(drawn)), hole)
+
+        gallery.add(filled(images), session.settings(jobs, **told), Path(path).stem, steps=session.steps(filled))
 
 
 if __name__ == "__main__":

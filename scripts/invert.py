@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{sampler.__name__} cannot invert; set sampler.target={_config.SAMPLER}")
     canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=opt.init_img)
     prompt = described(session, opt)
-    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
+    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid, twins=opt.save_json)
     gallery.show(picture, "the picture")
     with session.loaded() as model, gallery, finite(model):
         there_and_back(session, opt, canvas, prompt, gallery)

@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     _cli.add_size_flags(parser)
     _cli.add_model_flags(parser)
-    _cli.add_output_flags(parser, OUTDIR, grid=False)
+    _cli.add_output_flags(parser, OUTDIR, grid=False, json=False)
     group = parser.add_argument_group("how it is written")
     group.add_argument("--format", choices=("png", "tar"), default="png",
                        help="single files, or tar shards for webdataset (default: png)")  # fmt: skip

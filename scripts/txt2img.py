@@ -35,13 +35,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     lines = None if opt.from_file is None else _cli.read_prompts(opt.from_file)
-    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
+    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid, twins=opt.save_json)
     session = Session(opt)
     shape = _config.latent_shape(session.config, opt.H, opt.W, opt.C, opt.f)
     prompts = session.prompts(lines, PROMPT)
     with session.loaded(), gallery:
         for jobs in session.batches(prompts):
-            gallery.add(session.sample(jobs, shape), session.settings(jobs))
+            gallery.add(session.sample(jobs, shape), session.settings(jobs), steps=session.steps())
     print(gallery.finish(opt.n_rows or opt.n_samples))
 
 

@@ -99,13 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     level = noise_level(session.config, opt.noise_level)
     canvas = canvas_of(picture, session.config, opt)
     prompts = session.prompts(lines, "")
-    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid)
+    gallery = Gallery(opt.outdir, save=not opt.skip_save, grid=not opt.skip_grid, twins=opt.save_json)
     told = {"init_img": Path(opt.init_img).name, "noise_level": level}
     with session.loaded() as model, gallery:
         small = canvas.tensor()
         for jobs in session.batches(prompts):
             images = session.sample(jobs, canvas.shape, shown=shown(model, small, jobs, level))
-            gallery.add(canvas.cut(images), session.settings(jobs, **told))
+            gallery.add(canvas.cut(images), session.settings(jobs, **told), steps=session.steps(canvas.cut))
     print(gallery.finish(opt.n_rows or opt.n_samples))
 
 
