@@ -84,6 +84,39 @@ def grid(pictures: Sequence[Picture], columns: int, captions: Sequence[str] | No
     return sheet
 
 
+def table(pictures: Sequence[Picture], columns: Sequence[str], rows: Sequence[str]) -> Picture:
+    """Pictures of one size, row by row, with a label above each column and one to the left of each row.
+
+    Small pictures are enlarged, as in `grid`; a label that is too long for its picture is wrapped.
+    """
+    from PIL import Image, ImageDraw
+
+    if not pictures or len(pictures) != len(columns) * len(rows):
+        raise ValueError(f"{len(pictures)} pictures for {len(columns)} columns and {len(rows)} rows: give one for each")
+    zoom = max(1, round(CAPTIONED_WIDTH / 1.5 / pictures[0].width))
+    width, height = (side * zoom for side in pictures[0].size)
+    font = _font("".join([*columns, *rows]))
+    line = sum(font.getmetrics()) + 1
+    above, beside = ([_wrap(label, width, font) for label in labels] for labels in (columns, rows))
+    left = max([round(font.getlength(text)) for lines in beside for text in lines], default=0)
+    left, top = left + 3 * GAP if any(rows) else GAP, max(map(len, above)) * line + 2 * GAP
+    sheet = Image.new("RGB", (left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, lines in enumerate(above):
+        for n, text in enumerate(lines):
+            pen.text(
+                (left + k * (width + GAP) + width // 2, GAP + n * line), text, fill="black", font=font, anchor="ma"
+            )
+    for k, lines in enumerate(beside):
+        for n, text in enumerate(lines):
+            middle = top + k * (height + GAP) + height // 2 + round((n - (len(lines) - 1) / 2) * line)
+            pen.text((left - 2 * GAP if any(rows) else 0, middle), text, fill="black", font=font, anchor="rm")
+    for k, picture in enumerate(pictures):
+        at = left + k % len(columns) * (width + GAP), top + k // len(columns) * (height + GAP)
+        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST) if zoom > 1 else picture, at)
+    return sheet
+
+
 def _font(text: str = ""):
     """Pillow's own font, the same everywhere; it has no letters beyond ASCII, so a common one for those, if there."""
     from PIL import ImageFont

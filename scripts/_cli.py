@@ -269,7 +269,7 @@ def add_size_flags(parser: argparse.ArgumentParser, *, own: str | None = "the mo
 
 
 def add_output_flags(parser, outdir: str, *, grid: bool = True, row: str = "n_samples", json: bool = True) -> None:
-    """`grid`: whether the script can put its pictures side by side, `row` of them in a row; `json`: and settings apart."""
+    """`grid`: whether the script can put pictures side by side, `row` of them in a row; `json`: and settings apart."""
     group = parser.add_argument_group("output")
     group.add_argument("--outdir", default=outdir, help=f"folder to write to (default: {outdir})")
     if json:

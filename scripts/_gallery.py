@@ -132,6 +132,18 @@ class _Numbered:
         yield from (self.folder / f"{name}-{k}.png" for k in itertools.count(1))
 
 
+def png_to_write(name: str, flag: str) -> Path:
+    """The path of a PNG that a flag names, in a folder that is there; an error where it cannot be written."""
+    path = Path(name)
+    if path.suffix.lower() != ".png":
+        raise ValueError(
+            f"{flag} {name} is no PNG's name; give one that ends in .png, such as {path.with_suffix('.png')}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path.parent, flag)
+    return path
+
+
 def check_writable(folder: Path, flag: str) -> None:
     """OSError where no file can be made in a folder. Tried, as permissions say nothing of read-only disks."""
     try:

@@ -139,6 +139,10 @@ class Session:
             with _approximate.applied(self.model, self.opt):
                 yield self.model
 
+    def share(self, other: Session) -> None:
+        """Take the model that `other` has loaded, whose sampler this one's may differ from."""
+        self.model, self.sampler = other.model, self._class(other.model, **self._built)
+
     def batches(self, prompts: Sequence[str]) -> Iterable[list[tuple[str, int]]]:
         """`prompts` once in each iteration, each with its seed, n_samples at a time; a bar if there are several."""
         from tqdm import tqdm
@@ -148,7 +152,15 @@ class Session:
         jobs = plan(prompts, opt)
         return tqdm(batches(jobs, opt.n_samples), desc="batches", total=count, disable=count == 1)
 
-    def sample(self, jobs: Jobs, shape: tuple, *, shown: Mapping[str, Any] | None = None, **arguments: Any):
+    def sample(
+        self,
+        jobs: Jobs,
+        shape: tuple,
+        *,
+        shown: Mapping[str, Any] | None = None,
+        progress: bool = True,
+        **arguments: Any,
+    ):
         """The pictures of a batch, (B, 3, H, W) in about [-1, 1]; `shape` is that of one's latents.
 
         `shown`: what the model is shown beside the prompts, such as {"c_concat": [(B, C, h, w)]}; `arguments`: more for
@@ -158,7 +170,7 @@ class Session:
         cond, uncond = _model.conditionings(self.model, self.kind, prompts, negative, self.guided, shown)
         if getattr(self.opt, "save_steps", None):
             arguments["img_callback"] = self._trajectory = _trajectory.Trajectory()
-        return sample(self.model, self.sampler, jobs, shape, cond, uncond, {**self.options, **arguments})
+        return sample(self.model, self.sampler, jobs, shape, cond, uncond, {**self.options, **arguments}, progress)
 
     def steps(self, shown: Callable[[Any], Any] = lambda images: images) -> _trajectory.Frames:
         """What --save_steps asks for of the last batch, each as `shown` makes it of pictures; else nothing."""
