@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ MANIFESTS = ("jsonl", "parquet")
 _JOB, _ERRORS, _SUMS = "job.json", "errors.jsonl", "checksums.jsonl"
 # In the order in which they are deleted: what has lost its job would be nobody's.
 _OURS = (_ERRORS, _SUMS, "manifest.jsonl", "manifest.parquet", "pictures", "shards", _JOB)
+_OF_FILES = ("file", "member", "sha256")  # of the manifest: no column of one's own can pass for them
 _OF_ROWS = ("negative_prompt", "steps", "scale", "width", "height")  # a row's own, or as for the whole job
 
 
@@ -61,9 +63,9 @@ class Store:
             _pyarrow()
         self.outdir, self.rows, self.settings, self.manifest = Path(outdir), rows, dict(settings), manifest
         self._overwrite = overwrite
-        self._places: Folder | Shards = Folder(self.outdir)
+        self._places: Folder | Shards = Folder(self.outdir, self._known)
         if format == "tar":
-            self._places = Shards(self.outdir, shard_size, len(rows), self.about)
+            self._places = Shards(self.outdir, shard_size, len(rows), self.about, self._known)
         self.done: set[int] = set()
         self.failed = 0
         self._sums: dict[int, str] = {}
@@ -75,13 +77,15 @@ class Store:
             if self._overwrite and (self.outdir / _JOB).exists():  # else it is no job of ours
                 self._delete()
             self._same_job()
-            for part in self.outdir.rglob(f"*{PART}"):
-                part.unlink()
+            self._delete_parts()
             self.done = self._places.finished()
             self._sums = self._read_sums()
             self._errors = stack.enter_context((self.outdir / _ERRORS).open("w", encoding="utf-8"))
             self._log = stack.enter_context((self.outdir / _SUMS).open("a", encoding="utf-8"))
             self._log.write("\n")  # after a line that was cut off
+            for index in self._sums.keys() - self.done:  # its picture is gone; the next may differ by rounding
+                self._log.write(f"{json.dumps([index, None])}\n")
+                del self._sums[index]
             for row in self.rows:
                 if isinstance(row, BadRow):
                     self.fail(row.index, "row", row.reason)
@@ -93,6 +97,17 @@ class Store:
         with contextlib.suppress(OSError):  # a full disk's; the next run writes it again
             self._stack.close()
 
+    def _known(self, index: int) -> bool:
+        return index < len(self.rows) and isinstance(self.rows[index], Row)
+
+    def _delete_parts(self) -> None:
+        """Of a run that was killed. The folder may hold half-written files of others, too: downloads, for example."""
+        own = (self.outdir / f"{name}{PART}" for name in _OURS)
+        for pattern in (f"pictures/*/*.png{PART}", f"shards/shard-*.tar{PART}"):
+            own = itertools.chain(own, self.outdir.glob(pattern))
+        for part in own:
+            part.unlink(missing_ok=True)
+
     def _delete(self) -> None:
         for path in (self.outdir / name for name in _OURS):
             if path.is_dir() and not path.is_symlink():
@@ -103,7 +118,7 @@ class Store:
     def _same_job(self) -> None:
         """Write what the job is, or find that it is the same; ValueError where it is not."""
         path, remedy = self.outdir / _JOB, "take another folder, or delete what is there with --overwrite"
-        job = json.loads(json.dumps({"rows": _digest(self.rows), "output": self._places.kind, **self.settings}))
+        job = json.loads(json.dumps({**self.settings, "rows": _digest(self.rows), "output": self._places.kind}))
         if not path.exists():
             if there := [name for name in _OURS if (self.outdir / name).exists()]:
                 raise ValueError(
@@ -130,6 +145,8 @@ class Store:
                 with contextlib.suppress(ValueError, TypeError):  # cut off
                     index, sha256 = json.loads(line)
                     sums[index] = sha256
+                    if sha256 is None:  # it was of a picture that was deleted
+                        del sums[index]
         return sums
 
     # ---------------------------------------------------------------------------------------------------- as it runs
@@ -138,7 +155,8 @@ class Store:
         """What is said of a row's picture, beside where it is."""
         row = self.rows[index]
         own = {name: value for name in _OF_ROWS if (value := getattr(row, name)) is not None}
-        return {**row.extra, "row": index, "prompt": row.prompt, "seed": row.seed, **self.settings, **own}
+        extra = {name: value for name, value in row.extra.items() if name not in _OF_FILES}
+        return {**extra, "row": index, "prompt": row.prompt, "seed": row.seed, **self.settings, **own}
 
     def add(self, index: int, png: bytes) -> None:
         """A row is finished. OSError where its picture cannot be written: then it is not there at all."""
@@ -170,6 +188,8 @@ class Store:
                 self._places.close()
             records = (self._record(index) for index in sorted(self.done))
             write(path, _parquet(list(records)) if self.manifest == "parquet" else _jsonl(records))
+            for other in set(MANIFESTS) - {self.manifest}:  # of an earlier run, and no longer true
+                (self.outdir / f"manifest.{other}").unlink(missing_ok=True)
         return path
 
     def _record(self, index: int) -> dict[str, Any]:
@@ -192,20 +212,27 @@ def _jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """A table; what is no text, number or truth is JSON in it, and so is a column whose values are of several kinds."""
+    """A table; what is no text, number or truth is JSON in it, and so is a column whose values are of several kinds, or
+    have more than 64 bits."""
     pyarrow = _pyarrow()
     from pyarrow import parquet
 
-    columns = {}
-    for name in {name: None for record in records for name in record}:
-        values = [record.get(name) for record in records]
-        kinds = {type(value) for value in values if value is not None}
-        if len(kinds) > 1 or kinds & {list, dict}:
-            values = [None if value is None else json.dumps(value) for value in values]
-        columns[name] = values
+    names = {name: None for record in records for name in record}
+    columns = {name: _column([record.get(name) for record in records]) for name in names}
     made = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), made)
     return made.getvalue()
+
+
+def _column(values: Sequence[Any]) -> Sequence[Any]:
+    """Values that pyarrow can make a column of."""
+    kinds = {type(value) for value in values if value is not None}
+    endless = any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values)
+    if kinds == {int, float} and not endless:
+        return [None if value is None else float(value) for value in values]
+    if len(kinds) > 1 or kinds & {list, dict} or endless:
+        return [None if value is None else json.dumps(value) for value in values]
+    return values
 
 
 def _pyarrow():
