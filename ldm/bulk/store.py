@@ -109,7 +109,7 @@ class Store:
             part.unlink(missing_ok=True)
 
     def _delete(self) -> None:
-        for path in (self.outdir / name for name in _OURS):
+        for path in files_of(self.outdir):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -196,6 +196,11 @@ class Store:
         if index not in self._sums:  # the run that drew it was killed just then
             self._sums[index] = hashlib.sha256(self._places.read(index)).hexdigest()
         return {**self.about(index), **self._places.where(index), "sha256": self._sums[index]}
+
+
+def files_of(outdir: str | Path) -> list[Path]:
+    """What a job may have in its folder, and `overwrite` deletes: files and folders, in the order of deletion."""
+    return [Path(outdir, name) for name in _OURS]
 
 
 def _digest(rows: Sequence[Row | BadRow]) -> str:
