@@ -3,7 +3,8 @@
 OUTDIR/pictures/… or OUTDIR/shards/…   the finished rows (`places`): a row whose picture is there is finished
 OUTDIR/manifest.jsonl, or .parquet     a line for each of them, written at the end of every run
 OUTDIR/errors.jsonl                    a line for each row that the last run could not draw
-OUTDIR/job.json                        what decides the pictures, so that a run with other settings is refused
+OUTDIR/job.json                        what decides the pictures, so that a run with other settings is refused; rows
+                                       that failed may be other ones in the next run: mended
 OUTDIR/checksums.jsonl                 of the pictures so far, so that the end need not read them all again
 """
 
@@ -15,7 +16,7 @@ import io
 import itertools
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Store:
             self._places = Shards(self.outdir, shard_size, len(rows), self.about, self._known)
         self.done: set[int] = set()
         self.failed = 0
+        self._bad: set[int] = set()
         self._sums: dict[int, str] = {}
 
     def __enter__(self) -> Store:
@@ -118,18 +120,19 @@ class Store:
     def _same_job(self) -> None:
         """Write what the job is, or find that it is the same; ValueError where it is not."""
         path, remedy = self.outdir / _JOB, "take another folder, or delete what is there with --overwrite"
-        job = json.loads(json.dumps({**self.settings, "rows": _digest(self.rows), "output": self._places.kind}))
+        bad = {row.index for row in self.rows if isinstance(row, BadRow)}
         if not path.exists():
             if there := [name for name in _OURS if (self.outdir / name).exists()]:
                 raise ValueError(
                     f"{self.outdir} has {there[0]}, and no {_JOB} that says of what: it may be somebody else's; take "
                     "another folder"
                 )
-            write(path, json.dumps(job, indent=1).encode())
+            self._write_job(bad)
             return
         try:
             earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError) as error:
+            job = self._job({int(index) for index in earlier.get("bad_rows", ())})
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({str(error)[:100]}); {remedy}") from error
         if changed := [name for name in {**earlier, **job} if earlier.get(name) != job.get(name)]:
             was, now = (json.dumps(which.get(changed[0]))[:80] for which in (earlier, job))
@@ -137,6 +140,18 @@ class Store:
             raise ValueError(
                 f"{self.outdir} has another job: {changed[0]} was {was}, and is {now} now{others}; {remedy}"
             )
+        if set(job["bad_rows"]) != bad:
+            self._write_job(bad)  # before any is drawn: then it may not change again
+
+    def _job(self, bad: Container[int]) -> dict[str, Any]:
+        """What the next run has to agree with; of the `bad` rows, which are not drawn, only which they are."""
+        told = [BadRow(row.index, "") if row.index in bad else row for row in self.rows]
+        listed = [row.index for row in told if row.index in bad]
+        made = {**self.settings, "rows": _digest(told), "bad_rows": listed, "output": self._places.kind}
+        return json.loads(json.dumps(made))
+
+    def _write_job(self, bad: Container[int]) -> None:
+        write(self.outdir / _JOB, json.dumps(self._job(bad), indent=1).encode())
 
     def _read_sums(self) -> dict[int, str]:
         sums: dict[int, str] = {}
@@ -169,6 +184,7 @@ class Store:
     def fail(self, index: int, kind: str, reason: str) -> None:
         """A row cannot be drawn; `kind`: "row", "memory" or "numbers"."""
         self.failed += 1
+        self._bad.add(index)
         about = {"row": index, "kind": kind, "reason": reason, "prompt": getattr(self.rows[index], "prompt", None)}
         with explained(self.outdir):
             self._errors.write(f"{json.dumps(about)}\n")
@@ -188,6 +204,8 @@ class Store:
                 self._places.close()
             records = (self._record(index) for index in sorted(self.done))
             write(path, _parquet(list(records)) if self.manifest == "parquet" else _jsonl(records))
+            if self._bad:  # they may be mended by the next run
+                self._write_job(self._bad)
             for other in set(MANIFESTS) - {self.manifest}:  # of an earlier run, and no longer true
                 (self.outdir / f"manifest.{other}").unlink(missing_ok=True)
         return path
