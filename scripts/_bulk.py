@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
+import functools
 import os.path
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,21 +22,37 @@ from ldm.bulk.draw import Drawer
 DEFAULT_COUNT = 16
 
 
+def opened(opt: argparse.Namespace) -> Session:
+    """The session, not loaded; what has no effect on its model is a warning."""
+    session = Session(opt)
+    if session.kind == "nothing":
+        session.options = _model.unguided(session.options, opt)
+    elif opt.negative_prompt and not session.guided:
+        warnings.warn("--negative_prompt has no effect with --scale 1, but for rows with a scale", stacklevel=2)
+    return session
+
+
 def rows(opt: argparse.Namespace, session: Session) -> list[Row | BadRow]:
     """Those of --from-file; else -n pictures: of --prompt, of classes in turn, or of a model that is told nothing."""
     if opt.from_file is not None:
-        return read_rows(opt.from_file, opt.seed)
+        found = read_rows(opt.from_file, opt.seed)
+        return found if session.kind != "nothing" else [_untold(row) for row in found]
     return [Row(k, row_seed(opt.seed, k), told) for k, told in enumerate(_told(opt, session))]
+
+
+def _untold(row: Row | BadRow) -> Row | BadRow:
+    """As the manifest is to have it: without guidance, a model that is told nothing heeds neither of these."""
+    return dataclasses.replace(row, scale=None, negative_prompt=None) if isinstance(row, Row) else row
 
 
 def _told(opt: argparse.Namespace, session: Session) -> list[str]:
     count = DEFAULT_COUNT if opt.count is None else opt.count
-    if session.kind == "class" and opt.prompt is None:
+    if session.kind == "class":
         n = _model.number_of_classes(session.config)
-        labels = opt.classes or range(n - 1 if n == _model.IMAGENET_AND_NONE else n)
-        told = [str(labels[k % len(labels)]) for k in range(count)]
-        _model.check_classes(session.config, told, opt.negative_prompt, session.guided)
-        return told
+        known = opt.classes or range(n - 1 if n == _model.IMAGENET_AND_NONE else n)
+        labels = list(map(str, known)) if opt.prompt is None else [opt.prompt]
+        _model.check_classes(session.config, labels, opt.negative_prompt, session.guided)
+        return [labels[k % len(labels)] for k in range(count)]
     if opt.classes:
         raise ValueError(f"--classes {opt.classes[0]}: this model is told {session.kind}, not classes; leave it out")
     return [opt.prompt or ""] * count
@@ -55,13 +74,20 @@ def checker(opt: argparse.Namespace, session: Session) -> Callable[[Row], None]:
 
     total = _config.timesteps(session.config)
 
+    @functools.lru_cache(10_000)  # to ask the config takes half a millisecond, and of 100 000 rows most are alike
+    def check_size(height: int | None, width: int | None) -> None:
+        _config.latent_shape(session.config, height or opt.H, width or opt.W, opt.C, opt.f)
+
+    @functools.lru_cache(10_000)
+    def check_class(prompt: str, negative: str, guided: bool) -> None:
+        _model.check_classes(session.config, [prompt], negative, guided)
+
     def check(row: Row) -> None:
         if total is not None and row.steps is not None:
             check_count(row.steps, total)
-        _config.latent_shape(session.config, row.height or opt.H, row.width or opt.W, opt.C, opt.f)
+        check_size(row.height, row.width)
         if session.kind == "class":
-            guided = _session.guided(_options(session, row))
-            _model.check_classes(session.config, [row.prompt], _negative(opt, row), guided)
+            check_class(row.prompt, _negative(opt, row), _session.guided(_options(session, row)))
 
     return check
 

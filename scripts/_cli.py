@@ -164,8 +164,12 @@ def add_model_flags(parser: argparse.ArgumentParser, *, low_mem: bool = True) ->
     )
 
 
-def add_prompt_flags(parser: argparse.ArgumentParser, default: str) -> None:
-    """`default`: what is drawn without a prompt, in words."""
+EACH_LINE = "draw each line of this file once in each iteration, instead of --prompt"
+SEEDS = "picture i of a run has the seed SEED + i"
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser, default: str, *, file: str = EACH_LINE) -> None:
+    """`default`: what is drawn without a prompt, `file`: what comes of --from-file, in words."""
     group = parser.add_argument_group("prompts")
     prompts = group.add_mutually_exclusive_group()
     prompts.add_argument(
@@ -174,7 +178,7 @@ def add_prompt_flags(parser: argparse.ArgumentParser, default: str) -> None:
     prompts.add_argument(
         "--from-file",
         type=a_path,
-        help="draw each line of this file once in each iteration, instead of --prompt",
+        help=file,
     )
     group.add_argument(
         "--negative_prompt", type=a_text, default="", help="what to keep out: takes the place of the empty prompt"
@@ -212,9 +216,10 @@ def add_sampling_flags(
 
 
 def add_sampler_flags(
-    group: argparse._ActionsContainer, *, scale: float, eta: float = 0.0
+    group: argparse._ActionsContainer, *, scale: float, eta: float = 0.0, seeds: str = SEEDS
 ) -> argparse._MutuallyExclusiveGroup:
-    """The flags of one picture's sampling; returns the group of those that choose a sampler."""
+    """The flags of one picture's sampling, `seeds` being what --seed is, in words; returns the group of those that
+    choose a sampler."""
     add_steps_flags(group)
     group.add_argument(
         "--ddim_eta",
@@ -226,7 +231,7 @@ def add_sampler_flags(
         "--seed",
         type=number(int, 0, 2**63 - 1),
         default=42,
-        help="picture i of a run has the seed SEED + i (default: 42)",
+        help=f"{seeds} (default: 42)",
     )
     samplers = group.add_mutually_exclusive_group()
     for flags, name, what in (

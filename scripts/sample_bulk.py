@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import _cli
 import _config
 
 OUTDIR = "outputs/bulk"
+SHARD = 1000
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _cli.Parser("sample_bulk", doc=__doc__)
-    _cli.add_prompt_flags(parser, "nothing")
+    _cli.add_prompt_flags(parser, "nothing", file="draw each row of this .txt, .csv, .jsonl or .parquet once")
     group = parser.add_argument_group("what is drawn without --from-file")
     group.add_argument("-n", dest="count", metavar="N", type=_cli.number(int, 1, 10**7), help="how many (default: 16)")
     group.add_argument(
@@ -32,7 +36,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of a model of classes: their numbers, which the pictures take in turn (default: all that it knows)",
     )  # fmt: skip
     group = parser.add_argument_group("sampling, of rows that do not say otherwise")
-    _cli.add_sampler_flags(group, scale=7.5)
+    seeds = "a row whose seed is not given gets one of this seed and its number"
+    _cli.add_sampler_flags(group, scale=7.5, seeds=seeds)
     group = parser.add_argument_group("who draws")
     group.add_argument("--engine", choices=("local", "ray"), default="local",
                        help="this process, or actors of a Ray cluster (default: local)")  # fmt: skip
@@ -53,49 +58,71 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("how it is written")
     group.add_argument("--format", choices=("png", "tar"), default="png",
                        help="single files, or tar shards for webdataset (default: png)")  # fmt: skip
-    group.add_argument("--shard_size", metavar="N", type=_cli.number(int, 1, 10**6), default=1000,
-                       help="rows of a shard (default: 1000)")  # fmt: skip
+    group.add_argument("--shard_size", metavar="N", type=_cli.number(int, 1, 10**6), default=SHARD,
+                       help=f"rows of a shard (default: {SHARD})")  # fmt: skip
     group.add_argument("--manifest", choices=("jsonl", "parquet"), default="jsonl", help="(default: jsonl)")
     group.add_argument("--overwrite", action="store_true", help="delete what an earlier job left in OUTDIR")
     parser.set_defaults(n_iter=1, n_samples=1, fixed_code=False)  # what other scripts have flags for
     return parser.parse_intermixed_args(argv)
 
 
+def check(opt: argparse.Namespace) -> None:
+    """ValueError for flags that contradict each other, a warning for one without effect."""
+    from ldm.bulk.store import files_of
+
+    if not opt.outdir:
+        raise ValueError("--outdir is empty; give a folder, or leave the flag out")
+    others = {"-n": opt.count, "--classes": opt.classes and " ".join(map(str, opt.classes))}
+    for flag, value in others.items():
+        if opt.from_file is not None and value is not None:
+            raise ValueError(f"{flag} {value}: the rows of --from-file are drawn, each once; leave one of both out")
+    if opt.prompt is not None and opt.classes:
+        raise ValueError(f"--prompt {opt.prompt} and --classes both say what to draw; leave one out")
+    if opt.overwrite and opt.from_file and any(map(partial(_is_below, opt.from_file), files_of(opt.outdir))):
+        raise ValueError(f"--overwrite would delete --from-file {opt.from_file}; copy it to another folder")
+    if opt.format == "png" and opt.shard_size != SHARD:
+        warnings.warn("--shard_size has no effect without --format tar", stacklevel=2)
+
+
+def _is_below(path: str, place: Path) -> bool:
+    return Path(path).resolve().is_relative_to(place.resolve())
+
+
 def engine(opt: argparse.Namespace):
     from ldm.bulk import Ray, local
 
     if opt.engine == "local":
-        if opt.address or opt.workers != 1 or opt.num_gpus:
-            raise ValueError("--workers, --num_gpus and --address are for --engine ray; add it")
+        if opt.address or opt.workers != 1 or opt.num_gpus or opt.num_cpus != 1:
+            raise ValueError("--workers, --num_gpus, --num_cpus and --address are for --engine ray; add it")
         return local
     return Ray(opt.workers, num_cpus=opt.num_cpus, num_gpus=opt.num_gpus, address=opt.address)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
+    check(opt)
     spread = engine(opt)
     import _bulk
-    from _session import Session
 
     from ldm.bulk import Store, run
 
-    session = Session(opt)
+    session = _bulk.opened(opt)
     shape = _config.latent_shape(session.config, opt.H, opt.W, opt.C, opt.f)
     rows = _bulk.rows(opt, session)
     made = {"format": opt.format, "shard_size": opt.shard_size, "manifest": opt.manifest, "overwrite": opt.overwrite}
     with Store(opt.outdir, rows, _bulk.settings(opt, session, shape), **made) as store:
-        check = _bulk.checker(opt, session)
-        summary = run(store, _bulk.Drawing(opt), batch_size=opt.batch_size, engine=spread, check=check)
-    tell(summary, opt.outdir)
+        can = _bulk.checker(opt, session)
+        summary = run(store, _bulk.Drawing(opt), batch_size=opt.batch_size, engine=spread, check=can)
+    tell(summary, opt)
 
 
-def tell(summary, outdir: str) -> None:
+def tell(summary, opt: argparse.Namespace) -> None:
     """The last line, and the exit status."""
     counts = [f"{summary.drawn} pictures drawn", f"{summary.there} there before", f"{summary.failed} failed"]
     if summary.left:
         counts.append(f"{summary.left} left")
-    failed = f"; {outdir}/errors.jsonl says why" if summary.failed else ""
-    again = "; the same command goes on" if summary.left else ""
+    failed = f"; {opt.outdir}/errors.jsonl says why" if summary.failed else ""
+    again = f"; the same command{' without --overwrite' * opt.overwrite} goes on" if summary.left else ""
     print(f"{summary.rows} rows: {', '.join(counts)}: {summary.manifest}{failed}{again}")
     if summary.left or summary.failed:
         sys.exit(130 if summary.left else 1)

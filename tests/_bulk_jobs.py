@@ -9,7 +9,6 @@ import _bulk
 import _config
 import numpy as np
 import sample_bulk
-from _session import Session
 from PIL import Image
 
 from ldm.bulk import Store, run
@@ -30,7 +29,7 @@ def prompts(path, count):
 def job(outdir, file, *flags, engine, batch_size=8):
     """What sample_bulk.py does with these flags, by another engine."""
     opt = sample_bulk.parse(["--from-file", str(file), "--outdir", str(outdir), "--precision", "full", *flags])
-    session = Session(opt)
+    session = _bulk.opened(opt)
     shape = _config.latent_shape(session.config, opt.H, opt.W, opt.C, opt.f)
     made = {"format": opt.format, "shard_size": opt.shard_size, "manifest": opt.manifest, "overwrite": opt.overwrite}
     with Store(opt.outdir, _bulk.rows(opt, session), _bulk.settings(opt, session, shape), **made) as store:

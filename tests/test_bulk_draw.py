@@ -1,12 +1,15 @@
 """Batches that do not fit, rows that overflow, models that fail, and the counts of a run."""
 
 import pickle
+import sys
+import sysconfig
 
 import pytest
 from _bulk_process import maker, picture, rows
 
 from ldm.bulk import ModelError, Ray, Row, Store, run
 from ldm.bulk.draw import Drawn, Failed, Worker
+from ldm.bulk.engines import _environment
 from ldm.bulk.job import HOPELESS
 
 LIKE = [Row(k, k) for k in range(13)]
@@ -26,7 +29,13 @@ class Narrow:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA out of memory."), MemoryError(), RuntimeError("[enforce fail] can't allocate memory")]
+    "error",
+    [
+        RuntimeError("CUDA out of memory."),
+        MemoryError(),
+        RuntimeError("[enforce fail] can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_a_batch_that_does_not_fit_is_halved_and_the_next_ones_begin_as_small(error):
     draw = Narrow(3, error)
@@ -127,6 +136,53 @@ def test_where_every_row_fails_the_run_does_not_go_on_all_night(tmp_path):
     assert len(tried) == HOPELESS
 
 
+def test_large_rows_at_the_beginning_do_not_end_the_run(tmp_path):
+    given = [Row(k, k, width=4096 if k < HOPELESS + 8 else 64) for k in range(HOPELESS + 20)]
+
+    def draw(batch):
+        if batch[0].width == 4096:
+            raise MemoryError
+        return [picture(row) for row in batch]
+
+    with Store(tmp_path, given, {}) as store:
+        summary = run(store, lambda: draw, batch_size=2, progress=False)
+    assert (summary.drawn, summary.failed, summary.left) == (12, HOPELESS + 8, 0)
+
+
+def test_rows_that_failed_before_are_all_tried_again_where_others_were_drawn(tmp_path):
+    given, tried = [Row(k, k) for k in range(HOPELESS + 9)], []
+
+    def draw(batch):
+        tried.extend(row.index for row in batch if row.index)
+        if any(row.index for row in batch):
+            raise FloatingPointError
+        return [picture(row) for row in batch]
+
+    for there in (0, 1):
+        tried.clear()
+        with Store(tmp_path, given, {}) as store:
+            summary = run(store, lambda: draw, batch_size=1, progress=False)
+        assert (summary.there, summary.drawn, summary.failed) == (there, 1 - there, HOPELESS + 8)
+        assert tried == list(range(1, HOPELESS + 9))
+
+
+def test_where_rows_of_every_kind_fail_the_run_ends_as_well(tmp_path):
+    given = [Row(k, k, scale=k / 2) for k in range(1000)]  # no two are alike
+
+    def draw(batch):
+        raise FloatingPointError("NaN")
+
+    with Store(tmp_path, given, {}) as store, pytest.raises(ModelError, match=f"the first {HOPELESS} rows failed"):
+        run(store, lambda: draw, batch_size=1, progress=False)
+
+
+def test_progress_goes_to_a_log_as_well_with_the_rate_and_the_time_left(tmp_path, capsys):
+    with Store(tmp_path, rows(100), {}) as store:
+        run(store, maker(), batch_size=50)
+    said = capsys.readouterr().err
+    assert "100/100" in said and "picture/s" in said and said.count("\r") <= 3  # not a line a batch
+
+
 def test_rows_that_the_check_refuses_are_not_drawn(tmp_path):
     def check(row):
         if row.index % 2:
@@ -145,6 +201,17 @@ def test_nothing_left_to_do_loads_no_model(tmp_path):
 
     with Store(tmp_path, rows(3), {}) as store:
         assert run(store, lambda: pytest.fail("a model was loaded"), progress=False).there == 3
+
+
+def test_actors_look_where_this_process_does_but_not_into_its_python(tmp_path, monkeypatch):
+    """Where Python is in /usr, a checkout may be there as well."""
+    mine, installed = tmp_path / "src" / "mine", tmp_path / "lib" / "site-packages"
+    for place in (mine, installed):
+        place.mkdir(parents=True)
+    standard = sysconfig.get_path("stdlib")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(mine), str(installed), standard, str(tmp_path / "none")])
+    assert _environment() == {"PYTHONPATH": str(mine)}
 
 
 def test_without_ray_the_engine_says_what_to_install(tmp_path, monkeypatch):

@@ -140,7 +140,9 @@ def test_another_job_is_refused_and_overwritten_only_if_asked(tmp_path):
     assert len(files(tmp_path)[0]) == 3 and (tmp_path / "mine.txt").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "null", "[" * 100_000, "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", "null", "[" * 100_000, "{}", '{"bad_rows": [[1]]}', '{"bad_rows": [Infinity]}']
+)
 def test_a_damaged_job_is_an_error_that_says_what_to_do(content, tmp_path):
     do(tmp_path)
     (tmp_path / "job.json").write_text(content)

@@ -11,6 +11,7 @@ from _bulk_jobs import manifest, pictures
 from _script_models import of_as_many_classes_as_imagenet, of_classes, unconditional, written
 from PIL import Image
 
+from ldm.bulk import Summary
 from ldm.image import read_settings
 
 ROWS = """\
@@ -97,10 +98,61 @@ def test_a_prompt_is_drawn_n_times_from_seeds_of_the_base(bulk):
     assert len({*one, *(r["seed"] for r in manifest("out").values())}) == 6
 
 
+def test_a_model_that_is_told_nothing_says_so_and_its_manifest_tells_no_guidance(bulk, tmp_path):
+    model = written(tmp_path, unconditional)
+    _, _, said = bulk(
+        rows='{"prompt": "a cat", "scale": 3, "negative_prompt": "a dog"}\n{"prompt": "b"}\n', model=model
+    )
+    assert any("told nothing: prompts and --scale have no effect" in line for line in said)
+    for record in manifest("out").values():
+        told = read_settings(Path("out", record["file"]))
+        assert record["scale"] == told["scale"] == 1 and record["negative_prompt"] == told["negative_prompt"] == ""
+
+
+def test_a_prompt_that_no_row_could_draw_is_an_error_at_once(bulk, no_model, tmp_path):
+    status, _, said = bulk("--prompt", "cat", "-n", 9, model=written(tmp_path, of_classes))
+    assert status == 2 and "give a class number" in said[-1] and not Path("out").exists()
+
+
+def test_flags_without_effect_are_warnings_that_name_them(bulk):
+    said = bulk("-n", 1, "--scale", 1, "--negative_prompt", "x", "--shard_size", 3)[2]
+    assert [next(f for f in ("--negative_prompt", "--shard_size") if f in line) for line in said] == [
+        "--shard_size",
+        "--negative_prompt",
+    ]
+
+
+def test_the_prompts_are_not_deleted_with_the_job(bulk):
+    bulk(rows=ROWS)
+    for prompts in ("out/errors.jsonl", "out/pictures/../errors.jsonl"):  # to draw what is left
+        status, _, said = bulk("--overwrite", "--from-file", prompts)
+        assert status == 2 and "--overwrite would delete --from-file" in said[-1]
+    assert len(manifest("out")) == 4
+
+
+def test_what_goes_on_after_an_interruption_does_not_begin_anew(capsys):
+    for flags, again in (((), "the same command goes on"), (("--overwrite",), "the same command without --overwrite")):
+        with pytest.raises(SystemExit, match="130"):
+            sample_bulk.tell(Summary(10, 2, 3, 1, Path("out/manifest.jsonl")), sample_bulk.parse(flags))
+        assert again in capsys.readouterr().out
+
+
+def test_the_help_is_this_scripts(capsys):
+    with pytest.raises(SystemExit):
+        sample_bulk.parse(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "SEED + i" not in told and "each iteration" not in told and ".parquet once" in told
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
         (("--workers", 2), "--engine ray; add it"),
+        (("--num_cpus", 2), "--engine ray; add it"),
+        (("--outdir", ""), "--outdir is empty; give a folder"),
+        (("--from-file", "a.txt", "-n", 3), "-n 3: the rows of --from-file are drawn, each once"),
+        (("--from-file", "a.txt", "--classes", 3, 4), "--classes 3 4: the rows of --from-file"),
+        (("--prompt", 3, "--classes", 3), "--prompt 3 and --classes both say what to draw"),
         (("--from-file", "none.csv"), "none.csv"),
         (("--from-file", "none.doc"), "prompts are read from .txt"),
         (("--classes", 3), "this model is told text, not classes"),
@@ -131,6 +183,13 @@ def test_another_job_in_the_folder_is_an_error_that_says_what_differs(bulk):
 def test_what_spreads_the_work_is_no_other_job(bulk):
     bulk(rows=ROWS)
     assert "4 there before" in bulk("--batch_size", 2, "--low_mem", rows=ROWS)[1]
+
+
+def test_little_memory_draws_the_same_pictures(bulk):
+    bulk(rows=ROWS)
+    one = pictures("out")
+    assert bulk("--low_mem", "--overwrite", rows=ROWS)[0] == 1
+    assert max(np.abs(one[k] - other).max() for k, other in pictures("out").items()) <= 1
 
 
 @pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ldm.bulk.rows import Row
 
 Drawer = Callable[[Sequence[Row]], Sequence[bytes]]  # rows that are alike → a PNG of each
-_NO_MEMORY = re.compile("out of memory|can't allocate memory")
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|_ALLOC_FAILED")  # the last as cuBLAS and cuDNN say it
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import pickle
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ldm.bulk.draw import Drawer, Drawn, Failed, ModelError, Worker, said
 from ldm.bulk.rows import Row
@@ -35,6 +37,7 @@ class Ray:
     num_cpus: float = 1  # of a worker, which has as many threads
     num_gpus: float = 0
     address: str | None = None  # of a cluster, "auto" for the one here; None starts one of this machine's, for the job
+    # (whoever has called ray.init before has chosen: then it is not looked at)
 
     def __call__(self, make_drawer: Callable[[], Drawer], batches: Sequence[Sequence[Row]]) -> Results:
         """In the cluster's actors, in any order. Workers that die, and nodes that go, are replaced by Ray, and their
@@ -66,7 +69,7 @@ class Ray:
                 runtime_env={"env_vars": _environment()},
                 **({} if self.address else {"include_dashboard": False}),
             )
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, RuntimeError) as error:  # the last: Ray or Python of another version
             raise ConnectionError(f"no Ray cluster at {self.address or 'this machine'}: {said(error)}") from error
         finally:
             for number, handler in signals.items():  # which Ray has replaced by its own
@@ -157,9 +160,16 @@ def _signals() -> dict:
 
 
 def _environment() -> dict[str, str]:
-    """For the actors: where this process looks for modules, its environment's own aside."""
-    found = (os.path.abspath(path) for path in sys.path if os.path.isdir(path or "."))
-    return {"PYTHONPATH": os.pathsep.join(path for path in found if not path.startswith((sys.prefix, sys.base_prefix)))}
+    """For the actors: where this process looks for modules, beside Python's own and what is installed."""
+    own = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
+    found = [os.path.abspath(path) for path in sys.path if os.path.isdir(path or ".")]
+    places = {path: Path(path).resolve() for path in found}
+    told = [
+        path
+        for path, place in places.items()
+        if not any(place.is_relative_to(lib) for lib in own) and not {"site-packages", "dist-packages"} & {*place.parts}
+    ]
+    return {"PYTHONPATH": os.pathsep.join(told)}
 
 
 def _ray():

@@ -12,6 +12,8 @@ PART = ".part"  # behind the name of a file that is not whole yet
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "the disk's quota is used up; make room",
+    errno.EEXIST: "a file is where a folder should be; give another folder",
+    errno.ENOTDIR: "a file is where a folder should be; give another folder",
     errno.EROFS: "the disk is read-only; give another folder",
     errno.EACCES: "writing is not permitted; change the permissions, or give another folder",
     errno.EPERM: "writing is not permitted; change the permissions, or give another folder",

@@ -17,7 +17,9 @@ from ldm.bulk.engines import Results, local
 from ldm.bulk.rows import Row, batches
 from ldm.bulk.store import Store
 
-HOPELESS = 32  # rows that failed in the drawing, and none that did not: it is no row's fault
+# So many rows failed, of all likenesses or of so many of them, and none was ever drawn: it is no row's fault.
+HOPELESS = 32
+LOGGED = 60  # seconds from one report of the progress to the next, in a file that stands for the terminal
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ def run(
     *,
     batch_size: int = 8,
     engine: Callable[[Callable[[], Drawer], Sequence[Sequence[Row]]], Results] = local,
-    progress: bool | None = None,
+    progress: bool = True,
     check: Callable[[Row], None] | None = None,
 ) -> Summary:
     """Draw the rows of `store`, which is entered, that are not finished; what it says when no more can be done.
 
     `make_drawer` makes what draws, where that is done: a function of rows that are alike. `check` raises ValueError
-    for a row that the model cannot draw. `engine`: `local`, or a `Ray`.
+    for a row that the model cannot draw. `engine`: `local`, or a `Ray`. `progress`: False for no bar on stderr.
 
     After Ctrl-C (once: the batch is finished) there are rows that are `left`. Where the disk is full, an OSError, and
     where the model fails, a ModelError: in every case what was finished is there, and the next run goes on from it.
@@ -58,7 +60,8 @@ def run(
     there, complete = len(store.done), False
     try:
         with _interrupts() as interrupted, _bar(len(store.rows), there + store.failed, progress) as bar:
-            complete = _drain(store, _found(engine, make_drawer, wanted, batch_size), interrupted, bar)
+            kinds = len({row.likeness for row in wanted})
+            complete = _drain(store, _found(engine, make_drawer, wanted, batch_size), kinds, interrupted, bar)
     except BaseException:
         with contextlib.suppress(OSError):  # of the same full disk; the first error says it
             store.finish(False)
@@ -79,9 +82,10 @@ def _found(engine, make_drawer, wanted: Sequence[Row], size: int) -> Results:
     return engine(make_drawer, batches(wanted, size)) if wanted else iter(())
 
 
-def _drain(store: Store, found: Results, interrupted: threading.Event, bar) -> bool:
-    """Keep what is found; whether that was all."""
-    before, hopeless = len(store.done), 0
+def _drain(store: Store, found: Results, kinds: int, interrupted: threading.Event, bar) -> bool:
+    """Keep what is found; whether that was all. `kinds`: how many likenesses the rows have."""
+    failed = 0
+    hopeless = set()  # likenesses of rows that failed: the first rows may be those that are too large
     with contextlib.closing(found) if hasattr(found, "close") else contextlib.nullcontext():
         for results in found:
             for result in results:
@@ -89,11 +93,12 @@ def _drain(store: Store, found: Results, interrupted: threading.Event, bar) -> b
                     store.add(result.index, result.png)
                 elif isinstance(result, Failed):
                     store.fail(result.index, result.kind, result.reason)
-                    hopeless += 1
+                    failed += 1
+                    hopeless.add(store.rows[result.index].likeness)
                 bar.update()
             store.flush()
-            if hopeless >= HOPELESS and len(store.done) == before:
-                raise ModelError(f"the first {hopeless} rows failed, the last with: {results[-1].reason}")
+            if not store.done and failed >= HOPELESS and len(hopeless) >= min(kinds, HOPELESS):
+                raise ModelError(f"the first {failed} rows failed, the last with: {results[-1].reason}")
             if interrupted.is_set():
                 return False
     return True
@@ -110,7 +115,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
     def ask(number, frame):
         if asked.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("at once; what was finished is there, and the next run goes on from it")
         asked.set()
         tqdm.write("interrupted: the run finishes the batch, and ends; once more ends it at once", file=sys.stderr)
 
@@ -122,6 +127,7 @@ def _interrupts() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _bar(total: int, initial: int, progress: bool | None) -> tqdm:
-    hidden = None if progress is None else not progress  # None: hidden where nobody looks
-    return tqdm(total=total, initial=initial, desc="pictures", unit="picture", disable=hidden, smoothing=0.05)
+def _bar(total: int, initial: int, progress: bool) -> tqdm:
+    often = {} if sys.stderr.isatty() else {"mininterval": LOGGED, "maxinterval": LOGGED}
+    bar = {"desc": "pictures", "unit": "picture", "smoothing": 0.05, "disable": not progress}
+    return tqdm(total=total, initial=initial, **bar, **often)

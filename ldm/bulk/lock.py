@@ -30,6 +30,7 @@ class Lock:
         try:
             self._take()
         except OSError as error:
+            who = ""
             self._file.seek(0)
             with contextlib.suppress(OSError):  # Windows lets nobody read it
                 who = self._file.read(200)

@@ -18,8 +18,9 @@ FOLDER = 1000  # pictures in one folder: some file systems are slow with more
 class Folder:
     """OUTDIR/pictures/00012/00012345.png"""
 
-    def __init__(self, outdir: Path):
-        self.outdir, self.kind = outdir, "png"
+    def __init__(self, outdir: Path, known: Callable[[int], bool]):
+        """`known`: whether a number is that of a row that can be drawn; files of others are not looked at."""
+        self.outdir, self.kind, self._known = outdir, "png", known
 
     def where(self, index: int) -> dict[str, str]:
         """What the manifest says."""
@@ -29,8 +30,10 @@ class Folder:
         return self.outdir / self.where(index)["file"]
 
     def finished(self) -> set[int]:
-        """The rows whose pictures are there."""
-        return {int(path.stem) for path in self.outdir.glob("pictures/*/*.png") if path.stem.isdecimal()}
+        """The rows whose pictures are there, where they should be."""
+        found = [path for path in self.outdir.glob("pictures/*/*.png") if path.stem.isdecimal()]
+        there = {int(path.stem) for path in found if path == self._path(int(path.stem))}
+        return {index for index in there if self._known(index)}
 
     def add(self, index: int, png: bytes) -> None:
         write(self._path(index), png)
@@ -57,10 +60,17 @@ class Shards:
     A shard of which rows failed is closed when all have been tried, and made again once a later run can draw them.
     """
 
-    def __init__(self, outdir: Path, size: int, count: int, about: Callable[[int], dict[str, Any]]):
-        """`count`: of all rows; `about`: what the .json says of one."""
+    def __init__(
+        self,
+        outdir: Path,
+        size: int,
+        count: int,
+        about: Callable[[int], dict[str, Any]],
+        known: Callable[[int], bool],
+    ):
+        """`count`: of all rows; `about`: what the .json says of one; `known`: as of `Folder`."""
         self.outdir, self.size, self.about, self.kind = outdir, size, about, f"tar of {size}"
-        self._last, self._lines = count - 1, Folder(outdir)
+        self._last, self._lines, self._known = count - 1, Folder(outdir, known), known
         self._waiting: dict[int, set[int]] = {}  # shard: rows in the folder
         self._packed: dict[int, dict[int, tuple[int, int]]] = {}  # shard: row: where its PNG is in the file, how long
 
@@ -75,7 +85,9 @@ class Shards:
 
     def finished(self) -> set[int]:
         for path in self.outdir.glob("shards/shard-*.tar"):
-            self._packed[int(path.stem.removeprefix("shard-"))] = _pictures_in(path)
+            number = path.stem.removeprefix("shard-")
+            if number.isdecimal() and path == self._path(shard := int(number)):  # else it is somebody's copy
+                self._packed[shard] = self._members(shard)
         packed = {index for members in self._packed.values() for index in members}
         waiting = self._lines.finished()
         if twice := packed & waiting:  # the last run ended just between packing and deleting
@@ -85,6 +97,17 @@ class Shards:
         for shard in list(self._waiting):
             self._pack_if_complete(shard)
         return packed | waiting
+
+    def _members(self, shard: int) -> dict[int, tuple[int, int]]:
+        path = self._path(shard)
+        try:
+            members = _pictures_in(path)
+            if others := [index for index in members if index // self.size != shard or not self._known(index)]:
+                raise ValueError(f"it has a picture of row {others[0]}, which is not to be there")
+        except (tarfile.TarError, ValueError) as error:
+            remedy = "delete it, and its rows are drawn again"
+            raise ValueError(f"{path} is no shard of ours ({error}); {remedy}") from error
+        return members
 
     def add(self, index: int, png: bytes) -> None:
         self._lines.add(index, png)
@@ -122,15 +145,12 @@ class Shards:
                     member = tarfile.TarInfo(name)  # no time, no owner: the same rows make the same bytes
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-        self._packed[shard] = _pictures_in(self._path(shard))
+        self._packed[shard] = self._members(shard)
         self._lines.drop(sorted(self._waiting.pop(shard)))
 
 
 def _pictures_in(path: Path) -> dict[int, tuple[int, int]]:
     """{row: (offset, length)} of a shard's pictures."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            found = [member for member in tar if member.name.endswith(".png")]
-        return {int(Path(member.name).stem): (member.offset_data, member.size) for member in found}
-    except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"{path} is no shard of ours ({error}); delete it, and its rows are drawn again") from error
+    with tarfile.open(path, "r:") as tar:
+        found = [member for member in tar if member.name.endswith(".png")]
+    return {int(Path(member.name).stem): (member.offset_data, member.size) for member in found}
