@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _cli
-import _config
-
 from fuzzing.cases import KINDS
-from fuzzing.run import Tally, fuzz, table
+from fuzzing.run import Tally, fuzz, keep_file, table
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,8 +56,6 @@ def tell(keep: str | None):
         again = f"python scripts/fuzz.py --only {tally.kind} --seed {seed} --cases 1"
         print(f"FAILED {tally.kind}, {answer['type']}: {answer['said']}\n    {again}", file=sys.stderr, flush=True)
         if folder is not None:
-            from fuzzing.run import keep_file
-
             print(f"    {keep_file(tally.kind, seed, folder)}", file=sys.stderr, flush=True)
 
     return told

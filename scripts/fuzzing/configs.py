@@ -5,7 +5,9 @@ What `load_config` takes is then built as a model would be, as far as the names 
 
 from __future__ import annotations
 
+import os
 import random
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fuzzing.mutate import changed
 from ldm.checkpoint.errors import CheckpointError
 from ldm.util import get_obj_from_str
 
+_SECRET = "what only the environment says"
 _WORDS = [b"&a ", b"*a", b"<<: *a\n", b"${", b"}", b"${model}", b"!!python/", b"!!int ", b"!!bool ", b"!!timestamp ",
           b"- ", b": ", b"\n", b"\t", b"? ", b"| ", b"{", b"[", b"\0", b"\xff", b"9" * 5000, b"0x" + b"f" * 5000,
           b".nan", b".inf", b"2001-13-45", b"1:" * 3000 + b"1", b"\xef\xbb\xbf", b"---\n", b"%YAML 9.9\n", b"~",
@@ -42,17 +45,19 @@ _TAGS = """
 !!java.net.URL ["http://127.0.0.1/"]
 """.strip().splitlines()
 _RESOLVERS = """
-${oc.env:HOME} ${oc.env:PATH,none} ${oc.decode:${oc.env:HOME}} ${oc.create:{a:1}} ${oc.select:a} ${oc.dict.keys:model}
-${oc.deprecated:model} ${env:HOME} ${now:%Y} ${hydra:runtime.cwd} ${eval:"1+1"} ${shell:id} ${ oc.env : HOME } ${oc.env:
-$${oc.env:HOME} ${model.${oc.env:HOME}} ${a.${b}} ${.} ${..} ${...target} ${model} ${model.params} ${model.target}
+${oc.env:SECRET} ${oc.env:SECRET,none} ${oc.decode:${oc.env:SECRET}} ${oc.create:{a:1}} ${oc.select:a}
+${oc.dict.keys:model} ${oc.deprecated:model} ${env:SECRET} ${now:%Y} ${hydra:runtime.cwd} ${eval:"1+1"} ${shell:id}
+${oc.env $${oc.env:SECRET} ${model.${oc.env:SECRET}} ${a.${b}}
+${.} ${..} ${...target} ${model} ${model.params} ${model.target}
 """.split()
 _TARGETS = """
 os.system subprocess.Popen builtins.eval builtins.exec torch.load torch.hub.load pickle.loads ldm ldm. .ldm ldm..util
 ldm.util.importlib ldm.util.importlib.import_module ldm.util.inspect ldm.util.get_obj_from_str torch.nn torch.nn.
 torch.nn.Module.__init__ torch.nn.modules.module.sys ldm.sampling.__builtins__ torch.nn.functional.F torch.nn.os
 torch.nnos.system ldmx.evil torch.nn.modules.torch.load ldm.checkpoint.files.io.BytesIO ldm.checkpoint.load_model
-ldm.bulk.store.shutil.rmtree ldm.bulk.lock.os.system canary canary.Class ldm.canary.Class __main__.x ldm.\\x00 ldm.\\ud800
-torch.nn.utils.parametrize.Tensor ldm.util.nn.Module ldm.bulk.places.tarfile.TarFile ldm.bulk.store.Path
+ldm.bulk.store.shutil.rmtree ldm.bulk.lock.os.system canary canary.Class ldm.canary.Class __main__.x
+ldm.\\x00 ldm.\\ud800 torch.nn.utils.parametrize.Tensor ldm.util.nn.Module ldm.bulk.places.tarfile.TarFile
+ldm.bulk.store.Path
 """.split()
 
 
@@ -80,11 +85,11 @@ def _laughs(chance: random.Random) -> str:
 def _references(chance: random.Random) -> str:
     """The same with OmegaConf's, as text or as mappings; or in a ring."""
     levels, width = chance.randint(2, 40), chance.randint(2, 12)
-    text, ring = chance.random() < 0.5, chance.random() < 0.2
-    lines = ["model: {target: ldm.util, params: {x: '${b%d}'}}" % (levels - 1)]
-    lines.append("b0: '${b%d}'" % (levels - 1) if ring else "b0: lol" if text else "b0: {x: lol}")
+    text, ring, last = chance.random() < 0.5, chance.random() < 0.2, "${b" + str(levels - 1) + "}"
+    lines = [f"model: {{target: ldm.util, params: {{x: '{last}'}}}}"]
+    lines.append(f"b0: '{last}'" if ring else "b0: lol" if text else "b0: {x: lol}")
     for k in range(1, levels):
-        refer = "${b%d}" % (k - 1)
+        refer = "${b" + str(k - 1) + "}"
         lines.append(f"b{k}: '{refer * width}'" if text
                      else f"b{k}: {{" + ", ".join(f"c{n}: '{refer}'" for n in range(width)) + "}")  # fmt: skip
     return "\n".join(lines)
@@ -98,8 +103,8 @@ def _deep(chance: random.Random) -> str:
 
 def _alone(chance: random.Random) -> str:
     """A whole file of one odd thing."""
-    odd = chance.choice(["", "a", "1", "[]", "[model]", "model:", "model: 1", "model: []", "model: {}", "null", "---\n---",
-                         "? model", "model: {params: 1}", "model: {target: 1}", "model: {target: [os, system]}",
+    odd = chance.choice(["", "a", "1", "[]", "[model]", "model:", "model: 1", "model: []", "model: {}", "null",
+                         "---\n---", "? model", "model: {params: 1}", "model: {target: [os, system]}",
                          "1: 2\nmodel: {target: a}", "model: {1: {2: 3}}", "model: {target: a}\nmodel: {target: b}",
                          "model: {null: 1, true: 2, 1.5: 3}", "model: {target: a, params: {? [a] : 1}}",
                          "model: {target: '???'}", "model: {target: a}\nsampler: 1", "model: {target: a}\nsampler:",
@@ -165,16 +170,18 @@ def _read(path: Path) -> Any:
 
 
 def _wrong(config: Any) -> str | None:
-    return "a resolver is left in it" if "${" in repr(config) else None
+    return "it tells what is in the environment" if _SECRET in repr(config) else None
 
 
 def warm(folder: Path) -> None:
-    for k, content in enumerate(_bundled()):
+    os.environ["SECRET"] = _SECRET
+    for k, content in enumerate(
+        (*_bundled(), b"model: {target: ldm.util}\na: '${b'", b"model: {a: '${.b}', b: '${a'}")
+    ):
         path = folder / f"{k}.yaml"
         path.write_bytes(content)
-        get_obj_from_str(_read(path).sampler.target)
+        with suppress(ValueError):
+            _read(path)
     for target in ("ldm.util.nn.Module", "torch.nn.Linear", "ldm.bulk.Store", "ldm.checkpoint.load_model"):
-        try:
+        with suppress(ValueError):
             get_obj_from_str(target)
-        except ValueError:
-            pass

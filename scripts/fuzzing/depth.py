@@ -55,7 +55,9 @@ def case(chance: random.Random, folder: Path) -> Case:
     path = folder / "a.npy"
     match chance.randrange(4):
         case 0:
-            path.write_bytes(_npy(chance.choice(_HEADERS), bytes(chance.choice([0, 48, 96])), chance.choice([1, 2, 3, 9])))
+            path.write_bytes(
+                _npy(chance.choice(_HEADERS), bytes(chance.choice([0, 48, 96])), chance.choice([1, 2, 3, 9]))
+            )
         case 1:
             path = folder / "a.png"
             path.write_bytes(changed(chance.choice(pictures.good()), chance))

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def case(chance: random.Random, folder: Path) -> Case:
     path = folder / "pipeline"
     pipeline_folder.write(path, chance.choice([{}, pipeline_folder.SD2, pipeline_folder.UPSCALER]))
     for _ in range(chance.randint(1, 3)):
-        _CHANGES[chance.randrange(len(_CHANGES))](chance, path)
+        with suppress(OSError, ValueError, RecursionError, IndexError):  # of a file that the last change spoilt
+            chance.choice(_CHANGES)(chance, path)
     refusals = (CheckpointError, RefusedError, FileNotFoundError)
     return Case(path, lambda: load_checkpoint(path), refusals, str(path), _wrong)
 

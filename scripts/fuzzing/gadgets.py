@@ -1,7 +1,7 @@
 """Pickles that would do something where Python reads them, in every way that a pickle can ask for a call.
 
-Each hides one of GADGETS behind one of the operations, in one of torch's containers; none may be accepted. Those that
-Python itself would run make a canary, and the file is checked to hold the call.
+Each hides one of GADGETS behind one of WAYS, in one of torch's containers, alone or beside good weights; where Python
+would make a call, the file must be refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from fuzzing.pickle_files import (
 from ldm.checkpoint import load_embeddings
 from ldm.checkpoint.errors import CheckpointError, RefusedError
 
-# What attackers call, as published for pickles and found in model files.
+# What attackers call, as published for pickles and found in model files. (Classes outside the standard library are no
+# reason to refuse a file: they become inert marks.)
 GADGETS = """
 os.system os.popen os.execv os.spawnl os.remove os.mkdir posix.system nt.system posixpath.os.system
 subprocess.Popen subprocess.run subprocess.check_output subprocess.getoutput commands.getoutput
@@ -53,15 +54,16 @@ torch.distributed.rpc.rpc_sync torch._inductor.codecache.compile_file torch._cla
 torch.utils._config_module.load_config torch.utils.collect_env.run torch.utils.bottleneck.__main__.run_cprofile
 numpy.load numpy.fromfile numpy.testing._private.utils.runstring numpy.f2py.crackfortran.myeval numpy.save
 pandas.read_pickle pandas.eval transformers.AutoModel.from_pretrained diffusers.utils.import_utils.run
-ctypes.CDLL ctypes.cdll.LoadLibrary ctypes.util.find_library cffi.FFI _ctypes.dlopen
+ctypes.CDLL ctypes.cdll.LoadLibrary ctypes.util.find_library _ctypes.dlopen
 runpy.run_path runpy.run_module runpy._run_code pip._internal.main pip.main setuptools.sandbox.run_setup
 codecs.open codecs.decode codecs.lookup _codecs.lookup socket.create_connection socket.socket ssl.create_connection
 http.client.HTTPConnection urllib.request.urlopen urllib.request.urlretrieve webbrowser.open asyncio.run requests.get
 asyncio.create_subprocess_shell multiprocessing.Process multiprocessing.util.spawnv_passfds threading.Thread
 concurrent.futures.ProcessPoolExecutor shutil.rmtree shutil.copy pathlib.Path.unlink pathlib.Path.write_text
 tempfile.mktemp io.open io.FileIO _io.open fileinput.input logging.config.dictConfig logging.config._resolve
-logging.FileHandler timeit.timeit timeit.main trace.Trace profile.run cProfile.run cProfile.runctx pdb.run pdb.Pdb bdb.Bdb
-doctest.debug_script doctest.testsource idlelib.pyshell.main idlelib.run.Executive lib2to3.pgen2.pgen.ParserGenerator
+logging.FileHandler timeit.timeit timeit.main trace.Trace profile.run cProfile.run cProfile.runctx pdb.run pdb.Pdb
+bdb.Bdb doctest.debug_script doctest.testsource idlelib.pyshell.main idlelib.run.Executive
+lib2to3.pgen2.pgen.ParserGenerator
 distutils.spawn.spawn distutils.file_util.write_file test.support.script_helper.assert_python_ok venv.create
 ensurepip.bootstrap pty.spawn signal.signal sys.settrace sys.exit sys.modules.clear gc.get_objects inspect.getsource
 site.addpackage sqlite3.connect xmlrpc.client.ServerProxy smtplib.SMTP ftplib.FTP telnetlib.Telnet platform.popen
@@ -149,7 +151,8 @@ WAYS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "twice": lambda f, a: call(call(f, a), a),
 }
 
-_ONLY_NAMED = frozenset()
+# These call nothing, in Python either: a function of a package outside the standard library may stand there, inert.
+_ONLY_NAMED = frozenset({"only the name", "in a partial", "a default factory"})
 
 
 class Nested:

@@ -31,6 +31,7 @@ _PLACES = tuple(
     os.path.realpath(place)
     for place in {ROOT, sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), "/proc/self", "/usr/share"}
 )
+_TRIED = frozenset({"pytz"})  # pyarrow looks for it at every time zone, where it is not installed
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -78,7 +79,7 @@ class Guard:
         if event == "open":
             return self._opened(*args)
         if event == "import":
-            return f"imported {args[0]}"
+            return None if args[0] in _TRIED else f"imported {args[0]}"
         if event == "exec" or event == "compile" and args[1] != "<unknown>":  # numpy parses headers, without running
             return f"{event} of {args[-1]!r}"[:200]
         return f"{event} {args!r}"[:200] if _HARM.match(event) else None

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,12 +32,14 @@ class Child:
             "PYTHONFAULTHANDLER": "",
         }  # fmt: skip
         self._process: subprocess.Popen | None = None
+        self._log = tempfile.TemporaryFile()  # libraries in C say much of what they read, and Python why it ended
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *error) -> None:
         self._stop()
+        self._log.close()
 
     def ask(self, kind: str, seed: int) -> dict[str, str]:
         """{"outcome", "type", "said"} of a case; one that ends the child, or that it does not answer, has failed."""
@@ -51,18 +54,20 @@ class Child:
         if answer is None:
             ended = _how(self._process.wait())
             self._stop()
-            return worker.failed("crash", f"the reading process ended: {ended}")
+            return worker.failed("crash", f"the reading process ended: {ended}; {self._last_words()}")
         return answer
 
     def _start(self) -> None:
+        self._log.seek(0)
+        self._log.truncate()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fuzzing.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment, cwd=SCRIPTS,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=self._environment, cwd=SCRIPTS,
         )  # fmt: skip
         self._send(self.kinds)
         if self._answer(_START) != "ready":
             self._stop()
-            raise RuntimeError("the reading process did not begin; what it said stands above")
+            raise RuntimeError(f"the reading process did not begin: {self._last_words()}")
 
     def _send(self, value: Any) -> None:
         self._process.stdin.write(f"{json.dumps(value)}\n".encode())
@@ -74,6 +79,10 @@ class Child:
             raise TimeoutError
         line = self._process.stdout.readline()
         return json.loads(line) if line else None
+
+    def _last_words(self) -> str:
+        self._log.seek(max(0, self._log.seek(0, 2) - 300))
+        return " ".join(self._log.read().decode(errors="replace").split())
 
     def _stop(self) -> None:
         if self._process is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import importlib
 import io
 import random
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -43,7 +45,9 @@ def _good() -> tuple[bytes, ...]:
     made = [_written(plain, compression=c) for c in ("none", "snappy", "gzip", "zstd", "brotli", "lz4")]
     made += [_written(plain, use_dictionary=False, data_page_version="2.0", row_group_size=3), _written(odd)]
     made += [_written({"prompt": [1, 2, None]}), _written({"prompt": [b"\xff\xfe"]}), _written({"a": ["b"]})]
-    made += [_written({"prompt": ["a"], "x": pa.array([0], pa.timestamp("us", zone))}) for zone in ("No/Zone", "../../a")]
+    made += [
+        _written({"prompt": ["a"], "x": pa.array([0], pa.timestamp("us", zone))}) for zone in ("No/Zone", "../../a")
+    ]
     return (*made, _written({"prompt": ["a"] * 3}, use_byte_stream_split=False, store_decimal_as_integer=True))
 
 
@@ -56,7 +60,9 @@ def _bomb(which: str) -> bytes:
         long = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["a" * 2_000_000]))
         return _written({"prompt": ["a"] * 5000, "own": long}, compression="zstd", store_schema=False)
     if which == "one text":
-        return _written({"prompt": ["a" * 200_000_000]}, compression="zstd", use_dictionary=False, write_statistics=False)
+        return _written(
+            {"prompt": ["a" * 200_000_000]}, compression="zstd", use_dictionary=False, write_statistics=False
+        )
     if which == "rows":
         one = pa.DictionaryArray.from_arrays(pa.array([0] * 9_000_000, pa.int32()), pa.array(["a"]))
         return _written({"prompt": one}, compression="zstd", row_group_size=9_000_000, store_schema=False)
@@ -110,6 +116,8 @@ def case(chance: random.Random, folder: Path) -> Case:
 
 
 def warm(folder: Path) -> None:
+    with suppress(ImportError):
+        importlib.import_module("pytz")  # pyarrow's, where it is there
     for content in (*_good(), *_extensions()):
         (folder / "a.parquet").write_bytes(content)
         try:

@@ -1,4 +1,4 @@
-"""Files of prompts as text, changed and hostile: rows that a job can be made of, or a ValueError that names the file."""
+"""Files of prompts as text, changed and hostile: rows that a job can be made of, or a ValueError."""
 
 from __future__ import annotations
 
@@ -13,11 +13,24 @@ from fuzzing.mutate import WORDS, changed
 from ldm.bulk.rows import MAX_PROMPT, MAX_SCALE, MAX_SEED, MAX_SIDE, MAX_STEPS, BadRow, Row, read_rows
 
 _REFUSALS = (ValueError, IsADirectoryError, FileNotFoundError)
-_PROMPTS = ["a cat", "", " ", "ünïcödé 猫 🐈", "../../etc/passwd", "a,b", 'say "a"', "a\\nb", "\0", "\x1b[2J", "a" * 20_000,
-            "{}", "null", "=cmd|'/c calc'!A0", "%s%n", "${oc.env:HOME}", "\u202e", "\ufeff", "\u2028a"]  # fmt: skip
-_VALUES = [None, True, 0, 1, -1, 2**31, 2**63, 10**400, 1.5, 1e400, float("nan"), -0.0, "1", "1e3", "nan", "0x10", "", [], {},
-           [[1]], {"a": None}, "\ud800", "9" * 100, "1_000", "١٢"]  # fmt: skip
-_COLUMNS = ["prompt", "negative_prompt", "seed", "steps", "scale", "width", "height", "own", "row", "file", "\ud800", ""]
+_PROMPTS = ["a cat", "", " ", "ünïcödé 猫 🐈", "../../etc/passwd", "a,b", 'say "a"', "a\\nb", "\0", "\x1b[2J",
+            "a" * 20_000, "{}", "null", "=cmd|'/c calc'!A0", "%s%n", "\u202e", "\ufeff", "\u2028a"]  # fmt: skip
+_VALUES = [None, True, 0, 1, -1, 2**31, 2**63, 10**400, 1.5, 1e400, float("nan"), -0.0, "1", "1e3", "nan", "0x10", "",
+           [], {}, [[1]], {"a": None}, "\ud800", "9" * 100, "1_000", "١٢"]  # fmt: skip
+_COLUMNS = [
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "steps",
+    "scale",
+    "width",
+    "height",
+    "own",
+    "row",
+    "file",
+    "\ud800",
+    "",
+]
 
 
 def _record(chance: random.Random) -> dict[str, Any]:
@@ -36,13 +49,16 @@ def _jsonl(chance: random.Random) -> str:
         lines.append(chance.choice([
             json.dumps(_record(chance)), json.dumps(chance.choice([*_PROMPTS, *_VALUES])), "[" * depth + "]" * depth,
             '{"prompt": "a", "own": ' + "[" * depth + "]" * depth + "}", '{"a":' * depth + "1" + "}" * depth,
-            '{"prompt": ' + "9" * chance.choice([300, 4000, 5000]) + "}", '{"prompt": "a", "prompt": 1}', "{'prompt': 1}",
+            '{"prompt": ' + "9" * chance.choice([300, 4000, 5000]) + "}",
+            '{"prompt": "a", "prompt": 1}', "{'prompt': 1}",
         ]))  # fmt: skip
     return "\n".join(lines)
 
 
 def _csv(chance: random.Random) -> str:
-    header = chance.choice([["prompt"], ["prompt", *chance.sample(_COLUMNS[1:], 4)], ["prompt", "prompt"], [], ["a", "b"]])
+    header = chance.choice(
+        [["prompt"], ["prompt", *chance.sample(_COLUMNS[1:], 4)], ["prompt", "prompt"], [], ["a", "b"]]
+    )
     lines = [",".join(header)]
     for _ in range(chance.randint(0, 6)):
         cells = [str(chance.choice([*_PROMPTS, *_VALUES])) for _ in range(chance.choice([len(header), 1, 9]))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import tempfile
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing import cases, guard
+
+# What honest formats are written in (zip's names, pickle's texts, XML in pictures); each is imported when first used.
+_CODECS = (
+    "ascii latin-1 utf-8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 cp437 raw_unicode_escape unicode_escape".split()
+)
 
 
 def judged(case: cases.Case, watch: guard.Guard) -> dict[str, str]:
@@ -60,6 +66,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr  # what a reader prints is no answer
     kinds: list[str] = json.loads(sys.stdin.readline())
+    for codec in _CODECS:
+        codecs.lookup(codec)
     with tempfile.TemporaryDirectory(prefix="ldm-fuzz-") as scratch:
         for kind in kinds:
             cases.maker(kind).warm(_fresh(scratch))
