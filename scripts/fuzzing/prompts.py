@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _cli
+
 from fuzzing.cases import Case
 from fuzzing.mutate import WORDS, changed
 from ldm.bulk.rows import MAX_PROMPT, MAX_SCALE, MAX_SEED, MAX_SIDE, MAX_STEPS, BadRow, Row, read_rows
@@ -93,7 +95,13 @@ def case(chance: random.Random, folder: Path) -> Case:
     if chance.random() < 0.05:
         content = text.encode(chance.choice(["utf-16", "utf-8-sig", "utf-32"]), "surrogatepass")
     path.write_bytes(content)
+    if suffix == ".txt" and chance.random() < 0.3:  # as the scripts that draw few read it
+        return Case(path, lambda: _cli.read_prompts(str(path)), _REFUSALS, str(path), _no_prompts)
     return of(path)
+
+
+def _no_prompts(prompts: list[str]) -> str | None:
+    return None if prompts and all(prompts) else "there are prompts that are empty, or none"
 
 
 def of(path: Path) -> Case:

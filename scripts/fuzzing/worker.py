@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -31,8 +32,8 @@ def judged(case: cases.Case, watch: guard.Guard) -> dict[str, str]:
         error = caught
     finally:
         del result
-    if watch.seen:
-        return failed("ran", watch.seen[0])
+    if watch.seen or os.listdir():
+        return failed("ran", watch.seen[0] if watch.seen else f"there is {os.listdir()} now")
     if watch.grown > guard.MEMORY:
         return failed("memory", f"took {watch.grown / 2**20:.0f} MiB for a file of {_size(case.path)} bytes")
     if error is not None:
@@ -73,6 +74,7 @@ def main() -> None:
             cases.maker(kind).warm(_fresh(scratch))
         watch = guard.Guard(Path(scratch))
         print(json.dumps("ready"), file=answers, flush=True)
+        os.chdir(_fresh(scratch))  # where a canary would sit
         for line in sys.stdin:
             print(json.dumps(_answer(json.loads(line), scratch, watch)), file=answers, flush=True)
 
