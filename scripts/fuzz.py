@@ -37,6 +37,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
+    if sys.platform == "win32":
+        raise ValueError("fuzzing watches the reading process by means that Windows lacks; run it on Linux, or in WSL")
     kinds = list(opt.only)
     if "parquet" in kinds and importlib.util.find_spec("pyarrow") is None:
         print("parquet is left out: pyarrow is not installed", file=sys.stderr)

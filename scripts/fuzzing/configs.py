@@ -5,6 +5,7 @@ What `load_config` takes is then built as a model would be, as far as the names 
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 from contextlib import suppress
@@ -17,6 +18,7 @@ import _config
 from fuzzing.cases import Case
 from fuzzing.mutate import changed
 from ldm.checkpoint.errors import CheckpointError
+from ldm.sampling import DDIMSampler, DPMSolverSampler, PLMSSampler
 from ldm.util import get_obj_from_str
 
 _SECRET = "what only the environment says"
@@ -137,36 +139,65 @@ def _hostile(chance: random.Random) -> str:
     return _alone(chance)
 
 
+_VALUES = """
+null true 0 -1 1 2 3 7 1000000 -1000000 99999999999999999999
+1.5 -0.0 .nan .inf 1e300 "" a [] [0] [1] [-1] [1,2] [a] {} {"a":1}
+[[1]] [1,[2]] "1" ${model.target} ${model.params} ${..x} os.system torch.nn.Module ldm.sampling.PLMSSampler
+[null] [.nan]
+""".split()
+
+
+def _another_value(chance: random.Random) -> bytes:
+    """A bundled config in which some lines have another value."""
+    lines = chance.choice(_bundled()).decode().splitlines()
+    places = [k for k, line in enumerate(lines) if ":" in line and not line.lstrip().startswith("#")]
+    for k in chance.sample(places, min(len(places), chance.randint(1, 3))):
+        lines[k] = f"{lines[k].partition(':')[0]}: {chance.choice(_VALUES)}"
+    sampler = [
+        f"  params: {{{name}: {chance.choice(_VALUES)}}}" for name in ("S", "eta", "timesteps") if chance.random() < 0.1
+    ]
+    return "\n".join([*lines, *(["sampler:", sampler[0]] if sampler else [])]).encode()
+
+
 def case(chance: random.Random, folder: Path) -> Case:
     path = folder / chance.choice(["a.yaml", "a.yml", "a.ckpt", "a"])
     if chance.random() < 0.5:
         content = _hostile(chance).encode("utf-8", "surrogatepass")
         if chance.random() < 0.3:
             content = changed(content, chance, _WORDS)
-    else:
+    elif chance.random() < 0.5:
         content = changed(chance.choice(_bundled()), chance, _WORDS)
+    else:
+        content = _another_value(chance)
     path.write_bytes(content)
     # What is said of a section names the section; what of the file, its path.
     return Case(path, lambda: _read(path), (ValueError, CheckpointError, TypeError, FileNotFoundError), "", _wrong)
 
 
 def _read(path: Path) -> Any:
+    """What a script does with a config before a model is built."""
     try:
         config = _config.load_config(path)
+        _config.timesteps(config)
+        _config.latent_shape(config, None, None, None, None)
     except ValueError as error:
-        if not any(said in str(error) for said in (str(path), "model", "sampler", "precision")):
+        if not any(said in str(error) for said in (str(path), "config", "model", "sampler", "precision")):
             raise RuntimeError(f"names neither the file nor a section: {error}") from error
         raise
-    for section in ("model", "sampler"):
-        if "target" in config[section]:
-            target = config[section].target
-            try:
-                get_obj_from_str(target)
-            except ValueError as error:
-                if repr(target) not in str(error):
-                    raise RuntimeError(f"does not name the target {target!r}: {error}") from error
-                raise
+    for target in (config.model.get("target"), config.sampler.get("target", _config.SAMPLER)):
+        if target is not None:
+            _looked_up(target)
+    _config.sampler_options(config, _config.sampler_class(config), argparse.Namespace())
     return config
+
+
+def _looked_up(target: str) -> None:
+    try:
+        get_obj_from_str(target)
+    except ValueError as error:
+        if repr(target) not in str(error):
+            raise RuntimeError(f"does not name the target {target!r}: {error}") from error
+        raise
 
 
 def _wrong(config: Any) -> str | None:
@@ -175,6 +206,9 @@ def _wrong(config: Any) -> str | None:
 
 def warm(folder: Path) -> None:
     os.environ["SECRET"] = _SECRET
+    _config._options_of = cache(_config._options_of)  # which has Python compile our own annotations
+    for sampler in (DDIMSampler, PLMSSampler, DPMSolverSampler):
+        _config.sampler_options(_config.load_config(None), sampler, argparse.Namespace())
     for k, content in enumerate(
         (*_bundled(), b"model: {target: ldm.util}\na: '${b'", b"model: {a: '${.b}', b: '${a'}")
     ):

@@ -1,19 +1,24 @@
 """Watches one reading: what it runs, imports, opens or connects to, how long it takes, and how much memory.
 
-Python's audit hooks cannot be taken off again, so this is for a process that does nothing else.
+Python's audit hooks cannot be taken off again, so this is for a process that does nothing else. They see what Python
+does; what a library in C does by itself, they do not.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import resource
 import signal
 import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows, where `scripts/fuzz.py` says that it needs another system
+    resource = None
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20  # of one case
