@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 
 import fuzz
@@ -86,6 +87,12 @@ def test_a_reader_that_does_nothing_wrong_is_not(failures):
 
 def test_what_was_run_is_told(failures):
     assert "os.system" in failures[0]["said"] and "SIGSEGV" in failures[list(BAD).index("crashes")]["said"]
+
+
+def test_a_crash_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tally = run_fuzz(["_bad_readers"], cases=1, seed=list(BAD).index("crashes"), places=[HERE])["_bad_readers"]
+    assert tally.failures == [(list(BAD).index("crashes"), "crash")] and not list(tmp_path.iterdir())
 
 
 @LINUX

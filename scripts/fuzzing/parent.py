@@ -27,9 +27,10 @@ class Child:
         """`places`: where else its modules may lie; `patience`: seconds for one case, with the making of it."""
         self.kinds, self.patience = list(kinds), patience
         paths = [str(SCRIPTS), str(SCRIPTS.parent), *places]
+        self._scratch = tempfile.TemporaryDirectory(prefix="ldm-fuzz-")  # a child that crashes leaves its files
         self._environment = {
             **os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-            "PYTHONFAULTHANDLER": "",
+            "PYTHONFAULTHANDLER": "", "TMPDIR": self._scratch.name,
         }  # fmt: skip
         self._process: subprocess.Popen | None = None
         self._log = tempfile.TemporaryFile()  # libraries in C say much of what they read, and Python why it ended
@@ -40,6 +41,7 @@ class Child:
     def __exit__(self, *error) -> None:
         self._stop()
         self._log.close()
+        self._scratch.cleanup()
 
     def ask(self, kind: str, seed: int) -> dict[str, str]:
         """{"outcome", "type", "said"} of a case; one that ends the child, or that it does not answer, has failed."""

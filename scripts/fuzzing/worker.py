@@ -69,7 +69,7 @@ def main() -> None:
     kinds: list[str] = json.loads(sys.stdin.readline())
     for codec in _CODECS:
         codecs.lookup(codec)
-    with tempfile.TemporaryDirectory(prefix="ldm-fuzz-") as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         for kind in kinds:
             cases.maker(kind).warm(_fresh(scratch))
         watch = guard.Guard(Path(scratch))
