@@ -73,7 +73,7 @@ def _huge(chance: random.Random) -> str:
     """A line, a cell or a header that is longer than the limits, or has very many cells."""
     n = chance.choice([9_999, 10_001, 999_999, 1_000_000, 1_000_001, 2_500_000])
     return chance.choice([
-        lambda: "prompt\n" + "a" * n + "\nb", lambda: 'prompt\n"' + "a\n" * (n // 2), lambda: "prompt" + "," * n,
+        lambda: "prompt\n" + "a" * n + "\nb", lambda: 'prompt\n"' + "aaaaaaa\n" * (n // 8), lambda: "prompt" + "," * n,
         lambda: '"prompt\n' + "a" * 600_000 + "\n" + "b" * 600_000 + '"\nc',
         lambda: "prompt," + ",".join(map(str, range(n // 7))), lambda: "prompt\n" + "," * n + "\nb",
         lambda: '{"prompt": "' + "a" * n + '"}', lambda: '{"prompt": "a", "own": [' + "[]," * (n // 3) + "[]]}",
