@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +42,12 @@ def _array(path: Path, name: str) -> np.ndarray:
         raise FileNotFoundError(f"{name} does not exist; give the file of a depth map")
     try:
         values = format.open_memmap(path, mode="r")  # mapped: a header may promise more than there is
-    except ValueError as error:
-        raise ValueError(f"{name} is no array that numpy saved ({error}); save it with numpy.save") from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # the system's, such as a file without permission
+            raise
+        raise ValueError(_no_array(name, error)) from error
+    except Exception as error:  # numpy reads headers with Python's parser; there is no end of their kinds
+        raise ValueError(_no_array(name, error)) from error
     if values.dtype.kind not in "buif" or values.ndim != 2 or not values.size:
         raise ValueError(f"{name} is {values.dtype} of shape {values.shape}; a depth map is numbers, (H, W)")
     if values.size > MEGAPIXELS * 1e6:
@@ -51,6 +56,11 @@ def _array(path: Path, name: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # infinity is told of later
         return np.array(values, dtype=np.float32)
+
+
+def _no_array(name: str, error: Exception) -> str:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{name} is no array that numpy saved ({said}); save it with numpy.save"
 
 
 def _grey(path: str | Path, name: str) -> np.ndarray:

@@ -188,15 +188,26 @@ def png_bytes(picture: Picture, settings: dict[str, Any] | None = None) -> bytes
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings in a PNG: ours exactly; else what another tool's "parameters" text says; {} where there are none."""
-    from PIL import Image
+    """The settings in a PNG: ours exactly; else what another tool's "parameters" text says; {} where there are none.
 
-    with Image.open(path) as picture:
-        picture.load()  # text may stand after the pixels
+    FileNotFoundError, IsADirectoryError; ValueError for what is no picture, or one that `read_picture` would refuse,
+    and where our settings are damaged.
+    """
+    from ldm.picture_files import loaded, opened
+
+    name = repr(str(path))
+    with opened(path, name) as picture:
+        loaded(picture, name)  # text may stand after the pixels
         chunks = dict(getattr(picture, "text", {}))
-    if SETTINGS_CHUNK in chunks:
-        return json.loads(chunks[SETTINGS_CHUNK])
-    return parse_parameters(chunks.get("parameters", ""))
+    if SETTINGS_CHUNK not in chunks:
+        return parse_parameters(chunks.get("parameters", ""))
+    try:
+        settings = json.loads(chunks[SETTINGS_CHUNK])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: its settings are damaged ({error}); take those of another picture") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name}: its settings are a {type(settings).__name__}, not names and values; it is not ours")
+    return settings
 
 
 def parameters_text(settings: dict[str, Any]) -> str:
@@ -225,7 +236,7 @@ def parse_parameters(text: str) -> dict[str, Any]:
     ours = {name: key for key, name in _PARAMETERS.items()}
     for name, value in _PARAMETER.findall(last):
         settings[ours.get(name, name)] = _unquoted(value)
-    if match := re.fullmatch(r"(\d+)x(\d+)", str(settings.get("size", ""))):
+    if match := re.fullmatch(r"(\d{1,9})x(\d{1,9})", str(settings.get("size", ""))):
         settings["width"], settings["height"] = map(int, match.groups())
         del settings["size"]
     return settings
@@ -240,5 +251,5 @@ def _unquoted(value: str) -> Any:
     value = value.strip()
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value

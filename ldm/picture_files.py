@@ -6,6 +6,7 @@ picture of 8 bits in sRGB comes out; `to_tensor` and `ldm.image.to_pil` are exac
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import warnings
@@ -99,7 +100,7 @@ def opened(path: str | Path, name: str) -> Picture:
             known = "PNG, JPEG, WebP, TIFF, BMP, GIF"
             raise ValueError(f"{name} is no picture that can be read; save it as one of {known}") from error
         except OSError as error:
-            if error.errno is not None:  # the system's, such as a file without permission
+            if error.errno not in (None, errno.EINVAL):  # the system's, such as a file without permission
                 raise type(error)(f"{name} cannot be read ({error.strerror}); give another file") from error
             raise ValueError(_damaged(name, error)) from error
         except Exception as error:  # a plugin's, for a header that lies; there is no end of their kinds
@@ -126,6 +127,8 @@ def loaded(picture: Picture, name: str) -> tuple[int, bytes | None, str | None]:
         warnings.simplefilter("ignore")
         try:
             picture.load()
+            if picture.mode in ("P", "PA") and picture.palette is None:
+                raise ValueError("it has no palette")
         except Exception as error:
             raise ValueError(_damaged(name, error)) from error
         try:  # after loading, as PNG may have it behind the pixels; TIFF has been turned by now, and says so

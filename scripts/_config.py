@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from _values import typed
+from _yaml import check_references, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(1, str(ROOT))  # a checkout's scripts use the checkout's ldm, installed or not
@@ -65,7 +66,7 @@ def _load(source: str | Path | Mapping[str, Any], name: str, overrides: Iterable
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else _read(find(source))
+    config = OmegaConf.create(dict(source)) if isinstance(source, Mapping) else read_yaml(find(source))
     if not isinstance(config, DictConfig) or OmegaConf.to_container(config).get("model") is None:
         raise ValueError(f"{name} has no 'model' section with target and params")
     config = OmegaConf.merge({"sampler": {"target": SAMPLER, "params": {}}, "precision": "auto"}, config)
@@ -74,11 +75,14 @@ def _load(source: str | Path | Mapping[str, Any], name: str, overrides: Iterable
         _override(config, override)
         _refuse_resolvers(_used(config), f"override {override!r}")
     config = _used(config)
+    check_references(OmegaConf.to_container(config), name)
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ValueError(f"{name}: {str(error).splitlines()[0]}") from error
     _refuse_resolvers(config, name)  # references can put one together
+    if missing := OmegaConf.missing_keys(config):
+        raise ValueError(f"{name} leaves {min(missing)} open (???); set it, as in {min(missing)}=VALUE")
     for section in ("model", "sampler"):
         _check_section(config[section], section)
     return config
@@ -98,20 +102,6 @@ def find(name: str | Path) -> Path:
     except ValueError:
         remedy = "give the path of a model's YAML with --config, or a name such as stable-diffusion/v1-inference"
         raise FileNotFoundError(f"config {str(path)!r} does not exist; {remedy}") from None
-
-
-def _read(path: Path):
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.load(path)
-    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
-        remedy = "save it as UTF-8, or, if it holds the weights, give it with --ckpt"
-        raise ValueError(f"config {str(path)!r} is not YAML text; {remedy}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"config {str(path)!r} is not YAML: {error}") from error
 
 
 def _used(config):

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 import torch
-from _pickle_files import bare_file, mapping, safetensors_file, storage, tensor, whole, zip_file
+from fuzzing.pickle_files import bare_file, mapping, safetensors_file, storage, tensor, whole, zip_file
 from safetensors.torch import save_file
 
 from ldm.checkpoint.errors import CheckpointError, RefusedError

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from _pickle_files import (
+from fuzzing.pickle_files import (
     MACHINE,
     items,
     legacy_file,

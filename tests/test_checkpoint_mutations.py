@@ -1,9 +1,30 @@
 """Whatever bytes a file has, it is tensors or a CheckpointError."""
 
-import pytest
-from _mutations import good_files, outcomes
+import random
 
+import pytest
+from fuzzing.checkpoints import beyond, good_files
+from fuzzing.mutate import changed
+
+from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import load_state_dict
+
+
+def outcomes(path, form, count, seed=0):
+    """How often a changed file was read and how often refused; any other outcome is an exception from here."""
+    content, pack = good_files()[form]
+    chance, found = random.Random(f"{form} {seed}"), {"read": 0, "refused": 0}
+    for _ in range(count):
+        path.write_bytes(pack(changed(content, chance)))
+        try:
+            weights = load_state_dict(path)
+        except CheckpointError as error:
+            assert repr(str(path)) in str(error) and str(error).isprintable()
+            found["refused"] += 1
+        else:
+            assert beyond(path)(weights) is None
+            found["read"] += 1
+    return found
 
 
 @pytest.mark.parametrize("form", good_files())

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from _pickle_files import FORMATS, call, items, legacy_file, mapping, name, name4, number, text, whole, zip_file
+from fuzzing.pickle_files import FORMATS, call, items, legacy_file, mapping, name, name4, number, text, whole, zip_file
 
 from ldm.checkpoint.errors import CheckpointError, RefusedError
 from ldm.checkpoint.files import load_state_dict

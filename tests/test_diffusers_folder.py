@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _pipeline_folder import SD2, UPSCALER, write
+from fuzzing.pipeline_folder import SD2, UPSCALER, write
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 

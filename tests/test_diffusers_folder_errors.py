@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from _pipeline_folder import SD1, SD2, UPSCALER, WEIGHTS, write
+from fuzzing.pipeline_folder import SD1, SD2, UPSCALER, WEIGHTS, write
 from safetensors.torch import save_file
 
 from ldm.checkpoint import CheckpointError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from _networks import randn
-from _pickle_files import legacy_file, zip_file
+from fuzzing.pickle_files import legacy_file, zip_file
 from safetensors.torch import load_file, save_file
 from test_conditioning import build
 from torch import nn

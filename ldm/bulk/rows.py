@@ -14,6 +14,7 @@ import csv
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +106,8 @@ def _lines(path: Path) -> Iterator[str | None]:
                     line = file.readline(MAX_LINE)
                 yield None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not text (byte {error.start} is not UTF-8); save it as UTF-8") from error
+            byte = error.object[error.start]
+            raise ValueError(f"{path} is not text (a byte 0x{byte:02x} is not UTF-8); save it as UTF-8") from error
 
 
 def _txt(path: Path) -> Iterator[Record]:
@@ -139,11 +141,7 @@ def _csv(path: Path) -> Iterator[Record]:
     longer = csv.field_size_limit(MAX_LINE)
     try:
         reader = csv.reader("" if line is None else f"{line}\n" for line in _lines(path))
-        header = [name.strip() for name in next(reader, [])]
-        if "prompt" not in header:
-            raise ValueError(f"{path}: the first line of a .csv names its columns, and none is called 'prompt'")
-        if twice := {name for name in header if header.count(name) > 1}:
-            raise ValueError(f"{path} has two columns {min(twice)!r}; leave one out")
+        header = _header(path, reader)
         while True:
             try:
                 cells = next(reader)
@@ -160,6 +158,18 @@ def _csv(path: Path) -> Iterator[Record]:
         csv.field_size_limit(longer)
 
 
+def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ValueError(f"{path}: its first line is not CSV ({error}); it should name the columns") from error
+    if "prompt" not in header:
+        raise ValueError(f"{path}: the first line of a .csv names its columns, and none is called 'prompt'")
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise ValueError(f"{path} has two columns {_shown(min(twice))}; leave one out")
+    return header
+
+
 def _of_text(name: str, cell: str) -> Any:
     """Numbers of columns that have numbers; what is none stays text, and is refused as such."""
     kind = COLUMNS.get(name, str)
@@ -170,22 +180,9 @@ def _of_text(name: str, cell: str) -> Any:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(f"{path}: .parquet needs pyarrow (pip install pyarrow), or save it as .jsonl") from error
-    path.open("rb").close()  # the system's own error where it cannot be read
-    try:
-        with parquet.ParquetFile(path, thrift_string_size_limit=10**8, thrift_container_size_limit=10**7) as table:
-            if "prompt" not in table.schema_arrow.names:
-                raise ValueError(f"{path} has no column 'prompt'")
-            for batch in table.iter_batches(batch_size=1000):
-                if batch.nbytes > 1000 * MAX_LINE:
-                    raise ValueError(f"{path}: 1000 rows take {batch.nbytes / 1e9:.1f} GB; keep large things elsewhere")
-                yield from ({k: v for k, v in record.items() if v is not None} for record in batch.to_pylist())
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
-        raise ValueError(f"{path} cannot be read as parquet ({str(error).splitlines()[0][:200]})") from error
+    from ldm.bulk.parquet import records
+
+    yield from records(path, MAX_LINE)
 
 
 _READERS = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
@@ -210,7 +207,7 @@ def checked(index: int, record: Record, base_seed: int) -> Row | BadRow:
         given = {name: _value(name, record[name]) for name in COLUMNS if record.get(name) is not None}
         if "prompt" not in given:
             raise ValueError("prompt is null" if "prompt" in record else "it has no prompt")
-        extra = {str(name): _plain(value) for name, value in record.items() if name not in COLUMNS}
+        extra = {_whole(str(name)): _plain(value) for name, value in record.items() if name not in COLUMNS}
     except (ValueError, RecursionError) as error:
         return BadRow(index, str(error) or "it is nested too deeply")
     return Row(index, **{"seed": row_seed(base_seed, index), **given}, extra=extra)
@@ -243,9 +240,14 @@ def _text(name: str, value: Any) -> str:
 def _plain(value: Any) -> Any:
     """A value that JSON can say: that of a column of one's own. Half characters and NaN are not its."""
     try:
-        return json.loads(json.dumps(value, allow_nan=False).encode("utf-8", "replace"))
+        return json.loads(_whole(json.dumps(value, allow_nan=False, ensure_ascii=False)))
     except (TypeError, ValueError):
-        return str(value)[:1000].encode("utf-8", "replace").decode()
+        return _whole(str(value)[:1000])
+
+
+def _whole(text: str) -> str:
+    """Half characters, which no file can hold, are question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _shown(value: Any) -> str:

@@ -67,7 +67,12 @@ def _read_folder(path: Path) -> Checkpoint:
     if (path / "model_index.json").is_file():
         from ldm.checkpoint.diffusers_folder import load_folder  # which reads its files with this module
 
-        config, weights = load_folder(path)
+        try:
+            config, weights = load_folder(path)
+        except CheckpointError as error:  # of a part's weights, say, which came from several files
+            if str(path) in str(error):
+                raise
+            raise type(error)(f"{str(path)!r}: {error}") from error
         return Checkpoint(weights, "diffusers", config=config)
     whole = Path(os.path.abspath(path)).parent
     if (whole / "model_index.json").is_file():
@@ -84,7 +89,9 @@ def load_content(path: str | Path) -> tuple[Any, Callable[[StoredTensor], Tensor
 
     Read as `load_state_dict` reads, and its errors.
     """
-    return _of_file(Path(path), lambda path: _content(path)[:2])
+    path = Path(path)
+    content, build = _of_file(path, lambda path: _content(path)[:2])
+    return content, lambda stored: _of_file(path, lambda _: build(stored))  # a tensor may be what is damaged
 
 
 def _read_file(path: Path) -> Checkpoint:

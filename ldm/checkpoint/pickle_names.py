@@ -203,10 +203,8 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _attributed(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    """A tensor of a subclass, or with attributes of its own, which are left."""
-    if isinstance(function, Global) and function.name in _PLAIN_TENSORS:
-        return call(function, args)
-    return Inert("torch._tensor._rebuild_from_type_v2")
+    """A tensor of a subclass, or with attributes of its own, which are left; Python would call `function`."""
+    return call(function, args)
 
 
 def _tensor_v2(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any = None, _hooks: Any = None, *meta: Any):

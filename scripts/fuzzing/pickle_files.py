@@ -15,7 +15,9 @@ def zip_file(path, pickled, storages=None, compression=zipfile.ZIP_STORED, more=
     records = {"data.pkl": pickled, "byteorder": b"little", **{f"data/{k}": v for k, v in (storages or {}).items()}}
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in {**records, **dict(more)}.items():
-            archive.writestr(f"archive/{name}", content)
+            record = zipfile.ZipInfo(f"archive/{name}")  # of no time: the same bytes whenever it is written
+            record.compress_type = compression
+            archive.writestr(record, content)
     return path
 
 
