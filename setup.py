@@ -47,11 +47,14 @@ setup(
         "train": ["lightning>=2.4"],
         # Bulk sampling on a cluster; pyarrow, which it brings, also reads and writes parquet without one.
         "ray": ["ray[data]>=2.50"],
+        "web": ["gradio>=6"],
         "test": [
             "pytest>=7.4",
             "einops>=0.6",
             "lightning>=2.4",
             "ray[data]>=2.50",
+            "gradio>=6",
+            "playwright>=1.50",
             "diffusers>=0.30",
             "transformers>=5",
             "pillow>=10.1",

@@ -52,9 +52,11 @@ class Gallery:
         *,
         caption: str = "",
         steps: Sequence[tuple[str, Any]] = (),
-    ) -> None:
+    ) -> list[Path]:
         """Save a batch of images, (B, 3, H, W) in [-1, 1] or PIL's, with the settings of each; as NAME.png, NAME-1.png,
-        … if there is a name. In the grid stands their caption, by default the prompt. `steps`: `Session.steps`."""
+        … if there is a name. In the grid stands their caption, by default the prompt. `steps`: `Session.steps`. Returns
+        their paths."""
+        paths = []
         frames = [(label, _pil(looks)) for label, looks in steps]
         for k, (picture, made) in enumerate(zip(_pil(images), settings, strict=True)):
             made = {**made, "width": picture.width, "height": picture.height}
@@ -69,7 +71,9 @@ class Gallery:
                 _trajectory.save(self._outdir / "steps", path.stem, labels, looks)
             if self._grids:
                 self._kept.append((picture, caption or made["prompt"]))
+            paths.append(path)
             self.count += 1
+        return paths
 
     def show(self, picture, caption: str) -> None:
         """A picture, PIL's, that is only for the grid."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import itertools
 import sys
 import warnings
@@ -61,19 +62,30 @@ class Session:
         self.kind = _model.told_by(self.config, shown)
         self.device = _machine.pick_device(opt.device)
         self.dtype = _machine.pick_dtype(opt.precision or self.config.precision, self.device)
-        self._class = _config.sampler_class(self.config, opt)
-        self._built, self.options = _config.sampler_options(self.config, self._class, opt, defaults)
-        _approximate.check(opt)
-        self._low_mem, self._texts = opt.low_mem, []
+        self._defaults, self._low_mem, self._texts = defaults, opt.low_mem, []
         self._trajectory: _trajectory.Trajectory | None = None
-        if self._low_mem:
-            self.options |= _low_mem.options(self._class, {**self._built, **self.options})
-        self._check_sampler(getattr(opt, "ddim_eta", None))
+        self._choose_sampler()
+        _approximate.check(opt)
         if self._embeddings:
             from ldm.checkpoint import load_embeddings
 
             for path in self._embeddings:  # they are small, and their errors come before a model is loaded
                 load_embeddings(path)
+
+    def _choose_sampler(self) -> None:
+        self._class = _config.sampler_class(self.config, self.opt)
+        self._built, self.options = _config.sampler_options(self.config, self._class, self.opt, self._defaults)
+        if self._low_mem:
+            self.options |= _low_mem.options(self._class, {**self._built, **self.options})
+        self._check_sampler(getattr(self.opt, "ddim_eta", None))
+
+    def variant(self, opt: argparse.Namespace) -> Session:
+        """The same model, which is loaded, with what other flags say of the sampler and of guidance."""
+        other = copy.copy(self)
+        other.opt = opt
+        other._choose_sampler()
+        other.sampler = other._class(self.model, **other._built)
+        return other
 
     def _check_sampler(self, eta: float | None) -> None:
         """S, and an eta that was said; a default of eta is for samplers that know noise."""

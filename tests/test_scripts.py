@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "scripts"
-DRAWING = ("txt2img", "img2img", "inpaint", "sample_diffusion", "invert", "depth2img", "upscale", "sample_bulk", "compare", "interpolate")
+DRAWING = (
+    "txt2img",
+    "img2img",
+    "inpaint",
+    "sample_diffusion",
+    "invert",
+    "depth2img",
+    "upscale",
+    "sample_bulk",
+    "compare",
+    "interpolate",
+)
 HEAVY = {"torch", "numpy", "tqdm", "omegaconf", "yaml", "PIL", "ldm"}
 
 

@@ -116,8 +116,14 @@ def case(chance: random.Random, folder: Path) -> Case:
 
 
 def warm(folder: Path) -> None:
-    with suppress(ImportError):
-        importlib.import_module("pytz")  # pyarrow's, where it is there
+    import pyarrow
+
+    for module in ("pytz", "zoneinfo", "importlib.resources", "importlib.readers"):  # for time zones, when one comes
+        with suppress(ImportError):
+            importlib.import_module(module)
+    for zone in ("Europe/Berlin", "No/Where"):
+        with suppress(Exception):  # whatever it raises, its modules are there now
+            pyarrow.array([0], pyarrow.timestamp("s", zone)).to_pylist()
     for content in (*_good(), *_extensions()):
         (folder / "a.parquet").write_bytes(content)
         try:

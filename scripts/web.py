@@ -1,0 +1,71 @@
+"""A page in the browser to draw with: text to picture, picture to picture, and a brush to fill holes.
+
+    python scripts/web.py                                  # the bundled model, at http://127.0.0.1:7860
+    python scripts/web.py --ckpt sd-v1-4.ckpt --max_side 768
+    python scripts/web.py --host 0.0.0.0 --port 8000       # for others, who can then draw here, too
+
+One picture at a time: who comes meanwhile waits. Pictures are saved with their settings in --outdir. Nothing is asked
+of other hosts, and nothing is told to any.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import _cli
+
+OUTDIR = "outputs/web"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = _cli.Parser("web", doc=__doc__)
+    group = parser.add_argument_group("the page")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="whom to listen to (default: %(default)s, this machine alone)"
+    )
+    group.add_argument("--port", type=_cli.number(int, 0, 65535), default=7860, help="0: any (default: %(default)s)")
+    group.add_argument("--max_side", type=_cli.number(int, 1, 4096), default=1024, metavar="PIXELS",
+                       help="the largest width and height that may be asked for (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max_steps", type=_cli.number(int, 1, 1000), default=250, metavar="N",
+                       help="the most steps that may be asked for (default: %(default)s)")  # fmt: skip
+    group.add_argument("--max_queue", type=_cli.number(int, 1, 1000), default=8, metavar="N",
+                       help="how many may wait (default: %(default)s)")  # fmt: skip
+    group = parser.add_argument_group("sampling, to begin with")
+    _cli.add_steps_flags(group)
+    _cli.add_scale_flag(group, 7.5)
+    _cli.add_model_flags(parser)
+    _cli.add_output_flags(parser, OUTDIR, grid=False)
+    parser.set_defaults(n_iter=1, n_samples=1, fixed_code=False, from_file=None, prompt=None, negative_prompt="",
+                        ddim_eta=None, sampler=None, seed=0, embedding_path=[])  # fmt: skip
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parse(argv)
+    from webui import page
+
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError(f"the page needs gradio ({error}): pip install '.[web]'") from error
+    from _gallery import Gallery
+    from _session import Session
+    from webui.studio import Limits, Studio
+
+    gallery = Gallery(opt.outdir, grid=False, folder="", twins=opt.save_json)
+    session = Session(opt)
+    with session.loaded():
+        studio = Studio(session, Limits(opt.max_side, opt.max_steps))
+        blocks = page.build(studio, gallery, f"ldm: {session.settings([('', 0)])[0]['model']}")
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+        blocks.queue(max_size=opt.max_queue, api_open=False).launch(
+            server_name=opt.host, server_port=opt.port or None, share=False, quiet=False, show_error=True, css=page.CSS,
+            theme=gr.themes.Soft(**fonts), allowed_paths=[str(Path(opt.outdir).resolve())], footer_links=[],
+            max_file_size="64mb", ssr_mode=False, enable_monitoring=False,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    _cli.run(main, "web")

@@ -1,0 +1,149 @@
+"""What the page draws with: looks, the picture at the end, limits, cancelling, and the quick preview."""
+
+import numpy as np
+import pytest
+import torch
+import txt2img
+from _session import Session
+from PIL import Image
+from webui.preview import FINE, Projection, leaves
+from webui.studio import Limits, Look, Made, Studio, Task
+
+
+@pytest.fixture(scope="module")
+def session(tiny):
+    made = Session(txt2img.parse([*tiny, "--skip_grid"]))
+    with made.loaded():
+        yield made
+
+
+@pytest.fixture(scope="module")
+def studio(session):
+    return Studio(session, Limits(side=32, steps=20))
+
+
+def made(studio, **task):
+    return list(studio.draw(Task(**{"steps": 4, "scale": 2.0, **task})))
+
+
+def test_a_task_gives_a_look_after_each_step_and_then_the_picture(studio):
+    *looks, last = made(studio, prompt="a red circle", seed=3)
+    assert [look.step for look in looks] == [1, 2, 3, 4] and all(
+        isinstance(look, Look) and look.total == 4 for look in looks
+    )
+    assert looks[0].picture is not None and looks[-1].left == 0
+    assert isinstance(last, Made) and last.picture.size == (8, 8)
+    assert (last.settings["prompt"], last.settings["seed"], last.settings["steps"]) == ("a red circle", 3, 4)
+
+
+@pytest.mark.parametrize("sampler", [("DDIM", []), ("PLMS", ["--plms"]), ("DPM-Solver++", ["--dpm_solver"])])
+def test_the_picture_is_what_txt2img_draws(sampler, studio, run):
+    name, flag = sampler
+    last = made(studio, prompt="a red circle", negative_prompt="a blue square", seed=5, sampler=name, width=12)[-1]
+    flags = [
+        "--prompt",
+        "a red circle",
+        "--negative_prompt",
+        "a blue square",
+        "--seed",
+        5,
+        "--W",
+        12,
+        "--scale",
+        2,
+        "--ddim_steps",
+        4,
+    ]
+    assert run(*flags, *flag, "--n_samples", 1, "--n_iter", 1, "--outdir", "out")[0] == 0
+    assert np.array_equal(np.asarray(last.picture), np.asarray(Image.open("out/samples/00000.png")))
+
+
+def test_a_hole_is_filled_and_the_rest_stays(studio):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8))
+    hole = np.zeros((16, 20), bool)
+    hole[4:10, 4:12] = True
+    last = made(studio, prompt="a red circle", picture=picture, hole=hole, strength=1.0)[-1]
+    same = (np.asarray(last.picture) == np.asarray(picture)).all(-1)
+    assert same[~hole].all() and not same[hole].all()
+
+
+def test_a_picture_is_begun_from_with_its_share_of_the_steps(studio):
+    picture = Image.new("RGB", (16, 8), "red")
+    *looks, last = made(studio, picture=picture, strength=0.5, steps=8)
+    assert looks[-1].step == looks[-1].total == 4 and last.picture.size == (16, 8)
+
+
+def test_leaving_early_cancels_the_rest_and_the_next_task_is_drawn(studio):
+    steps = studio.draw(Task(prompt="a red circle", steps=20))
+    assert next(steps).step == 1
+    steps.close()
+    assert isinstance(made(studio)[-1], Made)
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ({"width": 33}, "width 33: this page draws from 1 to 32"),
+        ({"height": 0}, "height 0"),
+        ({"steps": 21}, "steps 21: this page draws from 1 to 20"),
+        ({"sampler": "Euler"}, "'Euler' is unknown; choose DDIM, PLMS, DPM-Solver"),
+        ({"width": 10}, "multiples of 4"),
+        ({"prompt": "a" * 10_001}, "more than 10000 characters"),
+        ({"picture": Image.new("RGB", (8, 8)), "hole": np.zeros((8, 8), bool)}, "paint over what is to be drawn anew"),
+        ({"picture": Image.new("RGB", (64, 8))}, "width 64"),
+    ],
+)
+def test_what_is_beyond_the_limits_is_refused(task, why, studio):
+    with pytest.raises(ValueError, match=why):
+        made(studio, **task)
+
+
+# ------------------------------------------------------------------------------------------------------------- preview
+
+
+class Linear:
+    """A model whose decoder is linear in the latents: each makes a block of 8 × 8 pixels of one colour."""
+
+    device = torch.device("cpu")
+    colours = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)) / 4
+
+    def encode_first_stage(self, x):
+        small = torch.nn.functional.avg_pool2d(x, 8)
+        return torch.einsum("cd,bdhw->bchw", torch.linalg.pinv(self.colours), small)
+
+    def get_first_stage_encoding(self, z):
+        return z
+
+    def decode_first_stage(self, z):
+        return torch.einsum("dc,bchw->bdhw", self.colours, z).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    def parameters(self):
+        return iter(())
+
+    first_stage_model = torch.nn.Identity()
+
+
+def test_the_preview_of_a_linear_decoder_is_exact():
+    model = Linear()
+    project = Projection(model, (4, 12, 12))
+    z = model.encode_first_stage(leaves(2, 96) * 0.9)
+    expected = torch.nn.functional.interpolate(model.decode_first_stage(z), (12 * FINE, 12 * FINE), mode="area")
+    assert (project(z) - expected.clamp(-1, 1)).abs().max() < 0.05
+
+
+def test_it_learns_from_what_is_drawn():
+    model, other = Linear(), Linear()
+    project = Projection(model, (4, 12, 12))
+    other.colours = model.colours.flip(0)  # what it was fitted to is not so any more
+    z = torch.randn(4, 4, 12, 12, generator=torch.Generator().manual_seed(2))
+    images = other.decode_first_stage(z)
+    wanted = torch.nn.functional.interpolate(images, (48, 48), mode="area").clamp(-1, 1)
+    before = (project(z) - wanted).square().mean()
+    project.learn(z, images, weight=20)
+    assert (project(z) - wanted).square().mean() < before / 4
+
+
+def test_leaves_are_pictures_and_the_same_each_time():
+    one = leaves(4, 64)
+    assert one.shape == (4, 3, 64, 64) and one.abs().max() <= 1 and one.std() > 0.3
+    assert torch.equal(one, leaves(4, 64))

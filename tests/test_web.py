@@ -1,0 +1,225 @@
+"""scripts/web.py in a real browser, headless: what one types, sees, cancels, paints, drops and is told."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import _config
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.image import read_settings
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+    pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout"),
+]
+gradio = pytest.importorskip("gradio", reason="gradio is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+PROMPT = "a red circle above a blue square"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(address, folder of the pictures)"""
+    outdir = tmp_path_factory.mktemp("web")
+    command = [sys.executable, "-u", str(_config.ROOT / "scripts" / "web.py"), "--port", "0", "--outdir", str(outdir)]
+    with (outdir.parent / "web.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--device", "cpu"], stdout=log, stderr=log, env={**os.environ, "COLUMNS": "200"}
+        )
+        try:
+            yield _address(process, outdir.parent / "web.log"), outdir
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _address(process, log):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+            return found[0]
+        time.sleep(0.2)
+    pytest.fail(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page as it opens; it fails a test in which another host was asked for anything."""
+    opened, asked = browser.new_page(viewport={"width": 1280, "height": 1000}), []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.set_default_timeout(30_000)
+    opened.goto(server[0])
+    opened.wait_for_selector("#draw")
+    yield opened
+    opened.close()
+    others = [url for url in asked if not url.startswith((server[0], "data:", "blob:"))]
+    assert asked and not others
+
+
+def fill(page, **fields):
+    for name, value in fields.items():
+        page.fill(f"#{name} textarea" if name in ("prompt", "negative") else f"#{name} input", str(value))
+
+
+def status(page, pattern, seconds=60):
+    """The status line, once it is as the pattern says."""
+    page.wait_for_function(
+        "pattern => new RegExp(pattern).test(document.querySelector('#status .prose').innerText)",
+        arg=pattern,
+        timeout=seconds * 1000,
+    )
+    return page.inner_text("#status .prose")
+
+
+def draw(page, **fields):
+    """Draw with these fields; the name of the file."""
+    fill(page, **fields)
+    before = page.inner_text("#status .prose")
+    page.click("#draw")
+    now = "document.querySelector('#status .prose').innerText"
+    script = f"before => {now} !== before && {now}.includes('saved')"
+    page.wait_for_function(script, arg=before, timeout=60_000)
+    return re.search(r"\d+\.png", page.inner_text("#status .prose"))[0]
+
+
+def test_a_prompt_is_drawn_with_looks_before_the_picture(page, server):
+    fill(page, prompt=PROMPT, steps=40)
+    page.evaluate(
+        """() => { window.looks = new Set();
+        new MutationObserver(() => { const img = document.querySelector('#preview img'); if (img) looks.add(img.src); })
+            .observe(document.querySelector('#preview'), {subtree: true, childList: true, attributes: true}) }"""
+    )
+    page.click("#draw")
+    left = status(page, r"step \d+ of 40, \d+ s left")
+    name = re.search(r"\d+\.png", status(page, "saved as"))[0]
+    assert page.evaluate("looks.size") >= 4 and left  # three at least, and the picture
+    made = read_settings(server[1] / name)
+    assert (made["prompt"], made["steps"], made["width"]) == (PROMPT, 40, 64)
+    assert f"seed {made['seed']}" in page.inner_text("#status .prose")
+    page.wait_for_selector("#gallery img")
+    told = page.inner_text("#gallery")
+    assert PROMPT in told and "DDIM, 40 steps, scale 3, eta 0" in told and str(made["seed"]) in told
+
+
+def test_cancelling_stops_within_a_step_and_the_next_one_is_drawn(page, server):
+    there = len(list(server[1].glob("*.png")))
+    fill(page, prompt=PROMPT, steps=250)
+    page.click("#draw")
+    status(page, "step [3-9] of 250")
+    page.click("#cancel")
+    status(page, "cancelled", 10)
+    time.sleep(1)
+    assert page.inner_text("#status .prose") == "cancelled"
+    draw(page, steps=5)
+    assert len(list(server[1].glob("*.png"))) == there + 1
+
+
+def test_a_closed_tab_frees_the_model(browser, server, page):
+    other = browser.new_page()
+    other.goto(server[0])
+    other.wait_for_selector("#draw")
+    fill(other, prompt=PROMPT, steps=250)
+    other.click("#draw")
+    status(other, "step [3-9] of 250")
+    other.close()
+    began = time.monotonic()
+    draw(page, prompt=PROMPT, steps=5)
+    taken = time.monotonic() - began
+    last = max(server[1].glob("*.png"), key=lambda path: path.stat().st_mtime)
+    assert read_settings(last)["steps"] == 5, taken
+    assert not any(read_settings(path)["steps"] == 250 for path in server[1].glob("*.png"))
+
+
+def test_a_painted_hole_is_filled_and_all_else_stays_as_it_was(page, server):
+    name = draw(page, prompt="a blue square", steps=8)
+    page.click("#to_hole")
+    canvas = page.wait_for_selector("#editor canvas")
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y - 30)
+    page.mouse.down()
+    for k in range(1, 9):
+        page.mouse.move(x - 40 + 10 * k, y - 30 + (k % 2) * 40, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    filled = draw(page, prompt="a red star", steps=8)
+    before, after = (np.asarray(Image.open(server[1] / each)).astype(int) for each in (name, filled))
+    changed = np.abs(before - after).max(-1) > 0
+    assert 0.01 < changed.mean() < 0.7  # where the brush was, and not beyond it
+    rows, columns = np.nonzero(changed)
+    assert changed.shape == (64, 64) and rows.min() > 4 and rows.max() < 60 and columns.min() > 4 and columns.max() < 60
+    assert read_settings(server[1] / filled)["mask"] == "mask.png"
+
+
+def test_a_picture_is_varied(page, server):
+    draw(page, prompt="a blue square", steps=5)
+    page.click("#to_picture")
+    page.wait_for_selector("#picture img")
+    name = draw(page, prompt="a green square", steps=8)
+    made = read_settings(server[1] / name)
+    assert (made["strength"], made["init_img"], made["prompt"]) == (0.75, "picture.png", "a green square")
+
+
+def test_a_dropped_png_brings_its_settings_back_and_the_same_picture(page, server):
+    name = draw(page, prompt="a small green heart", steps=6, scale=2.5, eta=0.5)
+    page.reload()
+    page.wait_for_selector("#draw")
+    page.set_input_files("#restore input[type=file]", server[1] / name)
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a small green heart'")
+    page.wait_for_timeout(500)
+    assert [page.input_value(f"#{field} input") for field in ("steps", "scale", "eta")] == ["6", "2.5", "0.5"]
+    again = draw(page)
+    assert read_settings(server[1] / again) == read_settings(server[1] / name)
+    assert np.array_equal(np.asarray(Image.open(server[1] / again)), np.asarray(Image.open(server[1] / name)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"width": 65}, "width 65: this model takes multiples of 16, such as 80"),
+        ({"width": 4096}, "width 4096: this page draws from 1 to 1024"),
+        ({"steps": 0}, "steps 0: this page draws from 1 to 250"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(fields, why, page):
+    fill(page, prompt=PROMPT, **fields)
+    page.click("#draw")
+    page.wait_for_selector(".toast-wrap")
+    assert why in page.inner_text(".toast-wrap")
+
+
+def test_an_empty_tab_and_a_file_without_settings_are_told(page, tmp_path):
+    page.get_by_role("tab", name="fill a hole").click()
+    page.wait_for_timeout(300)
+    page.click("#draw")
+    page.wait_for_selector(".toast-wrap")
+    assert "there is no picture to fill" in page.inner_text(".toast-wrap")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    page.set_input_files("#restore input[type=file]", tmp_path / "plain.png")
+    page.wait_for_function("document.querySelector('.toast-wrap').innerText.includes('does not tell how it was made')")
+
+
+def test_it_fits_a_phone(browser, server):
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.goto(server[0])
+    phone.wait_for_selector("#draw")
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.close()
