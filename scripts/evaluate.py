@@ -1,0 +1,118 @@
+"""What DDIM claims (Song et al. 2021), measured: quality over steps and noise, time, consistency, guidance.
+
+    python scripts/evaluate.py --parts mixture                       # seconds; the denoiser is a formula
+    python scripts/evaluate.py --n 200 --steps 5 10 20 50 100        # and the bundled model: an hour on two cores
+
+Prints tables, and writes them with all numbers, and with a plot where matplotlib is installed, to --outdir.
+docs/evaluation.md says what they mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _cli
+import _model
+import _session
+
+PARTS = ("mixture", "steps", "scale")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = _cli.Parser("evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count = _cli.number(int, 1, 1000)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="(default: all)")
+    parser.add_argument("--steps", type=count, nargs="+", default=[5, 10, 20, 50, 100], metavar="S")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 3, 5, 7.5], metavar="SCALE")
+    parser.add_argument("--n", type=_cli.number(int, 40, 10_000), default=200,
+                        help="pictures of each setting (default: 200)")  # fmt: skip
+    parser.add_argument("--points", type=_cli.number(int, 100, 10**6), default=20_000, help="of the mixture")
+    parser.add_argument("--batch", type=_cli.number(int, 1, 1024), default=50)
+    parser.add_argument("--outdir", default="outputs/evaluation", help="(default: %(default)s)")
+    parser.set_defaults(config=None, ckpt=None, ema=False, device="auto", precision=None, overrides=[])
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    opt = parse(argv)
+    outdir = Path(opt.outdir)
+    outdir.mkdir(parents=True, exist_ok=True)
+    steps, results = sorted(set(opt.steps)), {}
+    for title, rows in tables(opt, steps):
+        results[title] = rows
+        print(f"\n{title}\n\n{markdown(rows)}", flush=True)
+        (outdir / "evaluation.json").write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+    plot(results, outdir / "evaluation.png")
+    print(f"\n{outdir}")
+
+
+def tables(opt: argparse.Namespace, steps: list[int]):
+    """(title, rows), each as soon as it is measured."""
+    if "mixture" in opt.parts:
+        from evaluation import mixture
+
+        whole = sorted({*steps, 1000})
+        yield (
+            f"Mixture: distance ×1000 ({mixture.floor(opt.points):.1f} between fresh points)",
+            mixture.table(whole, opt.points),
+        )
+    if {"steps", "scale"} & set(opt.parts):
+        import torch
+        from evaluation import scenes
+
+        config, checkpoint, _ = _model.open_model(opt)
+        model, sampler, options = _session.measured(config, checkpoint, opt)
+        with torch.no_grad(), model.ema_scope():
+            made = scenes.Scenes(model, sampler, options, opt.n, opt.batch)
+            if "steps" in opt.parts:
+                distances, captions, alike = scenes.by_steps(made, steps)
+                yield f"Scenes: Fréchet distance ×1000, {opt.n} pictures", distances
+                yield "Scenes: every part of the caption right, %", captions
+                yield "Scenes: eta 0, the same noise", alike
+            if "scale" in opt.parts:
+                yield "Scenes: guidance, 20 steps", scenes.by_scale(made, opt.scales, 20)
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([_number(row[name]) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Of the tables over S with a column for each noise."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    from evaluation import NOISE
+
+    shown = {title: rows for title, rows in results.items() if set(NOISE) < set(rows[0])}
+    if not shown:
+        return
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 3.4), layout="constrained", squeeze=False)
+    for ax, (title, rows) in zip(axes[0], shown.items(), strict=True):
+        for name in NOISE:
+            ax.plot([row["S"] for row in rows], [row[name] for row in rows], "o-", label=f"η = {name}", markersize=3)
+        ax.set(xscale="log", xlabel="steps", title=title.partition("(")[0].strip())
+        ax.title.set_fontsize(9)
+        if "distance" in title:
+            ax.set_yscale("log")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    _cli.run(main, "evaluate")
