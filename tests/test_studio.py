@@ -1,5 +1,7 @@
 """What the page draws with: looks, the picture at the end, limits, cancelling, and the quick preview."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,20 @@ def test_a_picture_is_begun_from_with_its_share_of_the_steps(studio):
     picture = Image.new("RGB", (16, 8), "red")
     *looks, last = made(studio, picture=picture, strength=0.5, steps=8)
     assert looks[-1].step == looks[-1].total == 4 and last.picture.size == (16, 8)
+
+
+def test_no_gradients_are_kept_in_another_thread(studio, monkeypatch):
+    seen, decode = [], studio.session.model.decode_first_stage
+
+    def watched(z):
+        seen.append(torch.is_grad_enabled())
+        return decode(z)
+
+    monkeypatch.setattr(studio.session.model, "decode_first_stage", watched)
+    thread = threading.Thread(target=lambda: seen.extend(map(type, made(studio))))
+    thread.start()
+    thread.join()
+    assert Made in seen and False in seen and True not in seen
 
 
 def test_leaving_early_cancels_the_rest_and_the_next_task_is_drawn(studio):

@@ -15,6 +15,7 @@ import _inpainting
 import _machine
 import _model
 import _pictures
+import torch
 from _session import Session, finite
 
 from webui.preview import Projection
@@ -78,10 +79,9 @@ class Studio:
         self.project = Projection(session.model, self.shape)
         self.exact = self._decodes_in() < CHEAP
 
+    @torch.no_grad()
     def _decodes_in(self) -> float:
         """Seconds of decoding one picture, once warm."""
-        import torch
-
         z = torch.zeros(1, *self.shape, device=self.session.model.device)
         for _ in range(2):
             began = time.perf_counter()
@@ -98,6 +98,7 @@ class Studio:
             warnings.simplefilter("ignore")  # early ones may well be of one colour
             return to_pil(_machine.decode(self.session.model, x0))[0]
 
+    @torch.no_grad()  # of a generator: while it works, in whatever thread that is
     def draw(self, task: Task) -> Iterator[Look | Made]:
         """Looks, and at the end what is made. Closing it between two cancels the rest. ValueError for a bad task."""
         self.check(task)
@@ -169,8 +170,6 @@ class Studio:
         return picture, canvas.shape, *self._filling(session, task, canvas)
 
     def _filling(self, session: Session, task: Task, canvas):
-        import torch
-
         from ldm.image import to_pil
         from ldm.picture_files import padded
 
