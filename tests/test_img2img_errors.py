@@ -22,7 +22,7 @@ from PIL import Image
         (["--init-img", "one.png"], "the picture 'one.png' is 1x1 pixels, and one latent of this model covers 2x2"),
         (["--init-img", "large.png"], "--init-img 'large.png' is too large (400 megapixels)"),
         (["--init-img", "a.png", "--W", 1], "is 1x1 pixels"),
-        (["--init-img", "a.png", "--H", 90000, "--W", 90000], "--H 90000 --W 90000: 90000x90000 are 8100 megapixels"),
+        (["--init-img", "a.png", "--H", 16000, "--W", 16000], "--H 16000 --W 16000: 16000x16000 are 256 megapixels"),
         (
             ["--init-img", "a.png", "--strength", 0],
             "--strength: '0': give a number above 0, where nothing",

@@ -10,6 +10,7 @@ import socket
 import sys
 import sysconfig
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from ldm.bulk.draw import Drawer, Drawn, Failed, ModelError, Worker, said
 from ldm.bulk.rows import Row
 
 Results = Iterator[list[Drawn | Failed]]
+_logger = logging.getLogger(__name__)
+PATIENCE = 3  # times that Ray may give up with nothing drawn in between
 MAX_BLOCKS = 10_000  # of a Ray data set; beyond, several batches share one
 
 
@@ -50,12 +53,28 @@ class Ray:
         if begun:
             self._connect(ray)
         try:
-            yield from self._results(ray, make_drawer, batches)
-        except ray.exceptions.RayError as error:
-            raise ModelError(f"Ray gave up: {said(error)}") from error
+            yield from self._persistently(ray, make_drawer, batches)
         finally:
             if begun:
                 ray.shutdown()
+
+    def _persistently(self, ray, make_drawer, batches) -> Results:
+        """`_results`; where Ray gives up, as when a node goes on which a worker was just beginning, what is left is
+        begun again. ModelError when it does so without having drawn anything in between."""
+        left, failures = list(batches), 0
+        while left:
+            came: set[int] = set()
+            try:
+                for results in self._results(ray, make_drawer, left):
+                    came.update(result.index for result in results)
+                    yield results
+            except ray.exceptions.RayError as error:
+                failures = 1 if came else failures + 1
+                if failures == PATIENCE:
+                    raise ModelError(f"Ray gave up: {said(error)}") from error
+                _logger.warning("Ray gave up, and begins again with what is left: %s", said(error))
+                time.sleep(1)  # for the cluster to notice what is gone
+            left = [batch for batch in left if batch[0].index not in came]
 
     def _connect(self, ray) -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -96,6 +115,8 @@ class Ray:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
+        if hasattr(context, "max_consecutive_actor_init_deaths"):  # by default one is too many
+            context.max_consecutive_actor_init_deaths = 20
         pieces = [{"rows": pickle.dumps(list(batch))} for batch in batches]
         found = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), MAX_BLOCKS)).map_batches(
             _Actor,
