@@ -19,6 +19,7 @@ from typing import Any
 import _cli
 import _config
 import _gallery
+import _sheet
 from _session import Session
 
 PROMPT = "a red circle above a blue square"
@@ -50,15 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is compared")
     group.add_argument("--across", type=an_axis, required=True, metavar="NAME=V,V", help="a column for each value")
     group.add_argument("--down", type=an_axis, default=("", [""]), metavar="NAME=V,V", help="a row for each value")
-    group = parser.add_argument_group("what all have in common")
-    group.add_argument("--prompt", type=_cli.a_text, default=PROMPT, help=f"(default: {PROMPT})")
-    group.add_argument("--negative_prompt", type=_cli.a_text, default="", help="what to keep out")
-    _cli.add_sampler_flags(group, scale=7.5)
-    _cli.add_size_flags(parser)
-    _cli.add_model_flags(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", type=_cli.a_path, default="outputs/compare.png", help="(default: %(default)s)")
-    parser.set_defaults(n_iter=1, n_samples=1, fixed_code=False, from_file=None)
+    _sheet.add_flags(parser, PROMPT, "outputs/compare.png")
     return parser.parse_intermixed_args(argv)
 
 

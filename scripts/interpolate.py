@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import _cli
 import _config
 import _gallery
+import _sheet
 from _session import Session
 
 PROMPT = "a big yellow star"
@@ -22,21 +23,13 @@ PROMPT = "a big yellow star"
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _cli.Parser("interpolate", doc=__doc__)
-    group = parser.add_argument_group("what is drawn")
-    group.add_argument("--prompt", type=_cli.a_text, default=PROMPT, help=f"(default: {PROMPT})")
-    group.add_argument("--negative_prompt", type=_cli.a_text, default="", help="what to keep out")
+    group = parser.add_argument_group("from --seed to another")
     group.add_argument(
         "--to", type=_cli.number(int, 0, 2**63 - 1), action="append", metavar="SEED",
         help="the seed at the other end; again: a row from there to the next (default: SEED + 1)",
     )  # fmt: skip
     group.add_argument("--n", type=_cli.number(int, 2, 100), default=7, help="pictures in a row (default: 7)")
-    group = parser.add_argument_group("sampling")
-    _cli.add_sampler_flags(group, scale=7.5)
-    _cli.add_size_flags(parser)
-    _cli.add_model_flags(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", type=_cli.a_path, default="outputs/interpolated.png", help="(default: %(default)s)")
-    parser.set_defaults(n_iter=1, n_samples=1, fixed_code=False, from_file=None)
+    _sheet.add_flags(parser, PROMPT, "outputs/interpolated.png")
     return parser.parse_intermixed_args(argv)
 
 

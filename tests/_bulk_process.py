@@ -30,6 +30,17 @@ def maker(seconds=0.0):
     return lambda: draw
 
 
+def failing(*broken):
+    """Makes what draws all rows but these, for which numbers overflow."""
+
+    def draw(batch):
+        if any(row.index in broken for row in batch):
+            raise FloatingPointError("NaN")
+        return [picture(row) for row in batch]
+
+    return lambda: draw
+
+
 def main(outdir, format, count, seconds):
     with Store(outdir, rows(int(count)), {"steps": 5}, format=format, shard_size=SHARD) as store:
         summary = run(store, maker(float(seconds)), batch_size=5, progress=False)

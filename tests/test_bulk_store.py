@@ -10,7 +10,7 @@ import tarfile
 
 import pytest
 from _bulk_jobs import files, manifest, picture_bytes
-from _bulk_process import maker, picture, rows
+from _bulk_process import failing, maker, picture, rows
 
 from ldm.bulk import BadRow, Row, Store, run
 from ldm.bulk import files as bulk_files
@@ -21,17 +21,6 @@ SETTINGS = {"steps": 5, "negative_prompt": "", "width": 64}
 def do(outdir, given=None, count=10, draw=None, settings=SETTINGS, **options):
     with Store(outdir, rows(count) if given is None else given, settings, **options) as store:
         return run(store, draw or maker(), batch_size=3, progress=False)
-
-
-def failing(*broken):
-    """Draws all rows but these, for which numbers overflow."""
-
-    def draw(batch):
-        if any(row.index in broken for row in batch):
-            raise FloatingPointError("NaN")
-        return [picture(row) for row in batch]
-
-    return lambda: draw
 
 
 def errors(outdir):

@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 from _bulk_jobs import files, manifest, picture_bytes
-from _bulk_process import maker, picture, rows
+from _bulk_process import failing, maker, picture, rows
 
 from ldm.bulk import BadRow, Row, Store, run
 from ldm.bulk import lock as bulk_lock
@@ -95,15 +95,6 @@ def test_a_lock_that_nobody_may_read_is_an_error_all_the_same(tmp_path, monkeypa
 
 
 # ------------------------------------------------------------------------------------------------------- mended rows
-
-
-def failing(*broken):
-    def draw(batch):
-        if any(row.index in broken for row in batch):
-            raise FloatingPointError("NaN")
-        return [picture(row) for row in batch]
-
-    return lambda: draw
 
 
 def test_rows_that_failed_may_be_mended_and_are_drawn(format, tmp_path):
