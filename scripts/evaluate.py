@@ -1,17 +1,18 @@
 """What DDIM claims (Song et al. 2021), measured: quality over steps and noise, time, consistency, guidance.
 
-    python scripts/evaluate.py --parts mixture                       # seconds; the denoiser is a formula
-    python scripts/evaluate.py --n 200 --steps 5 10 20 50 100        # and the bundled model: an hour on two cores
+    python scripts/evaluate.py --parts mixture                                  # seconds; the denoiser is a formula
+    python scripts/evaluate.py --parts steps --scale 1 --steps 5 10 20 50 100   # the bundled model, unguided
+    python scripts/evaluate.py                                                  # everything: an hour on two cores
 
-Prints tables, and writes them with all numbers, and with a plot where matplotlib is installed, to --outdir.
-docs/evaluation.md says what they mean.
+Prints tables, and keeps them with all numbers, and with a plot where matplotlib is installed, in --outdir, where what
+other runs measured stays. docs/evaluation.md says what they mean.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import _cli
 import _model
 import _session
 
-PARTS = ("mixture", "steps", "scale")
+PARTS = ("mixture", "steps", "spacing", "scale", "noise")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.5, 2, 3, 5, 7.5], metavar="SCALE")
     parser.add_argument("--n", type=_cli.number(int, 40, 10_000), default=200,
                         help="pictures of each setting (default: 200)")  # fmt: skip
+    parser.add_argument("--scale", type=float, help="of the tables over steps (default: the config's)")
     parser.add_argument("--points", type=_cli.number(int, 100, 10**6), default=20_000, help="of the mixture")
     parser.add_argument("--batch", type=_cli.number(int, 1, 1024), default=50)
     parser.add_argument("--outdir", default="outputs/evaluation", help="(default: %(default)s)")
@@ -41,40 +43,57 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = parse(argv)
     outdir = Path(opt.outdir)
     outdir.mkdir(parents=True, exist_ok=True)
-    steps, results = sorted(set(opt.steps)), {}
-    for title, rows in tables(opt, steps):
-        results[title] = rows
-        print(f"\n{title}\n\n{markdown(rows)}", flush=True)
-        (outdir / "evaluation.json").write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    plot(results, outdir / "evaluation.png")
+    kept = outdir / "evaluation.json"
+    earlier = _earlier(kept)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for title, row in rows(opt, sorted(set(opt.steps))):
+        found.setdefault(title, []).append(row)
+        kept.write_text(json.dumps(earlier | found, indent=1, ensure_ascii=False), encoding="utf-8")
+    for title, table in found.items():
+        print(f"\n{title}\n\n{markdown(table)}")
+    plot(earlier | found, outdir / "evaluation.png")
     print(f"\n{outdir}")
 
 
-def tables(opt: argparse.Namespace, steps: list[int]):
-    """(title, rows), each as soon as it is measured."""
+def _earlier(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The tables of earlier runs, which stay where this one does not measure them again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not what an earlier run wrote; move it away ({error})") from error
+
+
+def rows(opt: argparse.Namespace, steps: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(title of its table, row), each as soon as it is measured."""
     if "mixture" in opt.parts:
         from evaluation import mixture
 
-        whole = sorted({*steps, 1000})
-        yield (
-            f"Mixture: distance ×1000 ({mixture.floor(opt.points):.1f} between fresh points)",
-            mixture.table(whole, opt.points),
-        )
-    if {"steps", "scale"} & set(opt.parts):
+        title = f"Mixture: distance ×1000 ({mixture.floor(opt.points):.1f} between fresh points)"
+        for row in mixture.by_steps(sorted({*steps, 1000}), opt.points):
+            yield title, row
+    if {*PARTS[1:]} & {*opt.parts}:
         import torch
         from evaluation import scenes
 
         config, checkpoint, _ = _model.open_model(opt)
         model, sampler, options = _session.measured(config, checkpoint, opt)
+        scale = options["unconditional_guidance_scale"] if opt.scale is None else opt.scale
         with torch.no_grad(), model.ema_scope():
             made = scenes.Scenes(model, sampler, options, opt.n, opt.batch)
+            of = f"distance ×1000, scale {scale:g}, {opt.n} pictures ({made.floor():.0f} of real scenes)"
             if "steps" in opt.parts:
-                distances, captions, alike = scenes.by_steps(made, steps)
-                yield f"Scenes: Fréchet distance ×1000, {opt.n} pictures", distances
-                yield "Scenes: every part of the caption right, %", captions
-                yield "Scenes: eta 0, the same noise", alike
+                for distances, captions in scenes.by_steps(made, steps, scale):
+                    yield f"Scenes: {of}", distances
+                    yield f"Scenes: captions right in every part, %, scale {scale:g}", captions
+            if "spacing" in opt.parts:
+                for row in scenes.by_spacing(made, [s for s in steps if s <= 50], scale):
+                    yield f"Spacing: {of}", row
             if "scale" in opt.parts:
-                yield "Scenes: guidance, 20 steps", scenes.by_scale(made, opt.scales, 20)
+                for row in scenes.by_scale(made, opt.scales, 20):
+                    yield "Guidance: eta 0, 20 steps", row
+            if "noise" in opt.parts:
+                for row in scenes.alike(made, steps):
+                    yield "The same noise: eta 0", row
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,11 @@ def drawn(n: int, seed: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], 1) + SPREAD * chance.normal(size=(n, 2))
 
 
-def table(steps: Sequence[int], n: int) -> list[dict[str, Any]]:
+def by_steps(steps: Sequence[int], n: int) -> Iterator[dict[str, Any]]:
     """A row for each S: the distance of `n` samples from the mixture, ×1000, for each noise."""
     from ldm.sampling import DDIMSampler
 
-    truth, rows = drawn(n, 1), []
+    truth = drawn(n, 1)
     for count in steps:
         row: dict[str, Any] = {"S": count}
         for name, options in NOISE.items():
@@ -59,8 +59,7 @@ def table(steps: Sequence[int], n: int) -> list[dict[str, Any]]:
                 count, n, (2, 1, 1), generator=generator, progress=False, verbose=False, **options
             )
             row[name] = 1000 * sliced_wasserstein(samples.flatten(1).double().numpy(), truth)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def floor(n: int) -> float:

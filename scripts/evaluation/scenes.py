@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import _config
@@ -15,6 +16,7 @@ from evaluation import NOISE
 from evaluation.distances import frechet
 
 FRESH = 2000  # scenes
+SPACINGS = ("uniform", "trailing", "logsnr")  # `ddim_discretize`
 POOL = 4  # latents a side are taken together: 2 × 2 × 8 numbers describe a picture
 
 
@@ -27,11 +29,11 @@ class Scenes:
         self.shape = _config.latent_shape(_config.load_config(None), None, None, None, None)
         self.fresh = self.features(_fresh(FRESH))
 
-    def draw(self, **options: Any) -> tuple[list[np.ndarray], float]:
-        """(pictures, seconds of one); picture i has the seed i."""
+    def draw(self, n: int | None = None, **options: Any) -> tuple[list[np.ndarray], float]:
+        """(pictures of the first `n` captions, seconds of one); picture i has the seed i."""
         began = time.perf_counter()
         pictures = score_shapes.draw(
-            self.model, self.sampler, self.descriptions, self.shape, {**self.options, **options}, self.batch, 0
+            self.model, self.sampler, self.descriptions[:n], self.shape, {**self.options, **options}, self.batch, 0
         )
         return pictures, (time.perf_counter() - began) / len(pictures)
 
@@ -56,6 +58,12 @@ class Scenes:
         """Fréchet distance of the features from those of fresh scenes, ×1000."""
         return 1000 * frechet(self.features(pictures), self.fresh)
 
+    def floor(self) -> float:
+        """The distance of as many scenes of the same captions, drawn by the program that the model learned from."""
+        from ldm.data import shapes
+
+        return self.distance([shapes.draw(d, np.random.default_rng(k)) for k, d in enumerate(self.descriptions)])
+
 
 def _fresh(n: int) -> list[np.ndarray]:
     from ldm.data.shapes import Shapes
@@ -64,32 +72,46 @@ def _fresh(n: int) -> list[np.ndarray]:
     return [scenes[k][0] for k in range(n)]
 
 
-def by_steps(scenes: Scenes, steps: Sequence[int]) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows for each S: the distance and the captions for each noise; and of η = 0, time, and likeness to the most."""
-    distances, captions, alike, drawn = [], [], [], {}
+def by_steps(scenes: Scenes, steps: Sequence[int], scale: float) -> Iterator[tuple[dict, dict]]:
+    """A row of distances and one of captions for each S, with a column for each noise."""
     for count in steps:
-        distance: dict[str, Any] = {"S": count}
-        caption: dict[str, Any] = {"S": count}
-        for name, options in NOISE.items():
-            pictures, seconds = scenes.draw(S=count, **options)
-            distance[name], caption[name] = scenes.distance(pictures), scenes.right(pictures)
-            if name == "0":
-                drawn[count] = np.stack(pictures).astype(float) / 255, seconds
-        distances.append(distance)
-        captions.append(caption)
+        distances: dict[str, Any] = {"S": count}
+        captions: dict[str, Any] = {"S": count}
+        for name, noise in NOISE.items():
+            pictures, _ = scenes.draw(S=count, unconditional_guidance_scale=scale, **noise)
+            distances[name], captions[name] = scenes.distance(pictures), scenes.right(pictures)
+        yield distances, captions
+
+
+def by_spacing(scenes: Scenes, steps: Sequence[int], scale: float) -> Iterator[dict]:
+    """A row of distances for each S, with a column for each spacing and the least and the most noise of DDIM."""
+    for count in steps:
+        row: dict[str, Any] = {"S": count}
+        for spacing, noise in itertools.product(SPACINGS, ("0", "1")):
+            pictures, _ = scenes.draw(
+                S=count, ddim_discretize=spacing, unconditional_guidance_scale=scale, **NOISE[noise]
+            )
+            row[f"{spacing}, {noise}"] = scenes.distance(pictures)
+        yield row
+
+
+def alike(scenes: Scenes, steps: Sequence[int]) -> list[dict]:
+    """A row for each S, of one batch: the time, and how far its pictures are from those of most steps from the same
+    noise."""
+    drawn = {}
+    for count in steps:
+        pictures, seconds = scenes.draw(scenes.batch, S=count, eta=0.0)
+        drawn[count] = np.stack(pictures).astype(float) / 255, seconds
     most = drawn[steps[-1]][0]
-    for count, (pictures, seconds) in drawn.items():
-        apart = float(np.abs(pictures - most).mean())
-        alike.append({"S": count, "seconds a picture": seconds, f"from the picture of S = {steps[-1]}": apart})
-    return distances, captions, alike
+    apart = f"from the picture of S = {steps[-1]}"
+    return [
+        {"S": count, "seconds a picture": seconds, apart: float(np.abs(pictures - most).mean())}
+        for count, (pictures, seconds) in drawn.items()
+    ]
 
 
-def by_scale(scenes: Scenes, scales: Sequence[float], steps: int) -> list[dict[str, Any]]:
+def by_scale(scenes: Scenes, scales: Sequence[float], steps: int) -> Iterator[dict]:
     """A row for each scale of guidance: captions and distance."""
-    rows = []
     for scale in scales:
         pictures, _ = scenes.draw(S=steps, eta=0.0, unconditional_guidance_scale=scale)
-        rows.append(
-            {"scale": scale, "every part right, %": scenes.right(pictures), "distance": scenes.distance(pictures)}
-        )
-    return rows
+        yield {"scale": scale, "every part right, %": scenes.right(pictures), "distance": scenes.distance(pictures)}
