@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,11 @@ def rows(opt: argparse.Namespace, steps: list[int]) -> Iterator[tuple[str, dict[
     if "mixture" in opt.parts:
         from evaluation import mixture
 
-        title = f"Mixture: distance ×1000 ({mixture.floor(opt.points):.1f} between fresh points)"
+        of = f"distance ×1000 ({mixture.floor(opt.points):.1f} between fresh points)"
         for row in mixture.by_steps(sorted({*steps, 1000}), opt.points):
-            yield title, row
+            yield f"Mixture: {of}", row
+        for row in mixture.by_spacing(steps, opt.points):
+            yield f"Mixture, spacings: {of}", row
     if {*PARTS[1:]} & {*opt.parts}:
         import torch
         from evaluation import scenes
@@ -87,7 +90,7 @@ def rows(opt: argparse.Namespace, steps: list[int]) -> Iterator[tuple[str, dict[
                     yield f"Scenes: captions right in every part, %, scale {scale:g}", captions
             if "spacing" in opt.parts:
                 for row in scenes.by_spacing(made, [s for s in steps if s <= 50], scale):
-                    yield f"Spacing: {of}", row
+                    yield f"Scenes, spacings: {of}", row
             if "scale" in opt.parts:
                 for row in scenes.by_scale(made, opt.scales, 20):
                     yield "Guidance: eta 0, 20 steps", row
@@ -107,30 +110,45 @@ def _number(value: float) -> str:
 
 
 def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Of the tables over S with a column for each noise."""
+    """Of the tables over S with a column for each noise, or for each spacing and noise."""
     try:
         import matplotlib
     except ImportError:
         return
-    from evaluation import NOISE
-
-    shown = {title: rows for title, rows in results.items() if set(NOISE) < set(rows[0])}
+    shown = {title: table for title, table in results.items() if len(table[0]) > 4}
     if not shown:
         return
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 3.4), layout="constrained", squeeze=False)
-    for ax, (title, rows) in zip(axes[0], shown.items(), strict=True):
-        for name in NOISE:
-            ax.plot([row["S"] for row in rows], [row[name] for row in rows], "o-", label=f"η = {name}", markersize=3)
-        ax.set(xscale="log", xlabel="steps", title=title.partition("(")[0].strip())
-        ax.title.set_fontsize(9)
-        if "distance" in title:
-            ax.set_yscale("log")
-    axes[0][0].legend(fontsize=8)
+    wide, high = min(3, len(shown)), -(-len(shown) // 3)
+    figure, axes = plt.subplots(high, wide, figsize=(4.4 * wide, 3.4 * high), layout="constrained", squeeze=False)
+    for ax in axes.flat[len(shown) :]:
+        ax.axis("off")
+    for ax, (title, table) in zip(axes.flat, shown.items(), strict=False):
+        _panel(ax, title, table)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _panel(ax: Any, title: str, table: list[dict[str, Any]]) -> None:
+    """A line for each column; the floor that the title tells is dotted."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    steps = [row["S"] for row in table]
+    for name in list(table[0])[1:]:
+        ax.plot(steps, [row[name] for row in table], "o-", label=f"η = {name}" if len(name) < 4 else name, markersize=3)
+    if floor := re.search(r"\(([\d.]+) (.*)\)", title):
+        ax.axhline(float(floor[1]), color="grey", linestyle=":", label=floor[2])
+    ax.set(xscale="log", xlabel="steps", xticks=steps, xticklabels=steps)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_title(title.partition(" (")[0], fontsize=9)
+    if "distance" in title:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_locator(NullLocator())
+    ax.legend(fontsize=7)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def measure_step(opt: argparse.Namespace) -> None:
     import torch
     from omegaconf import OmegaConf
 
-    from ldm.modules.attention import keeping
     from ldm.modules.inference import prepare_for_inference
+    from ldm.modules.kept import keeping
     from ldm.util import instantiate_from_config
 
     config = OmegaConf.load(_config.find("stable-diffusion/v1-inference"))

@@ -5,9 +5,9 @@
     python scripts/sample_bulk.py --ckpt celeba.ckpt -n 50000 --batch_size 32
 
 Prompts are lines of a .txt, or rows of a .csv, .jsonl or .parquet, of which the columns prompt, negative_prompt, seed,
-steps, scale, width and height are known; others are handed on to the manifest. A row's picture hangs on the row and the
-settings alone. The same command goes on where the last run ended, and tries again what it could not draw. It ends with
-status 0 where all is drawn, 1 where rows are in errors.jsonl, 130 where it was interrupted.
+steps, scale, width and height are known; others are handed on to the manifest. A row's picture depends on the row and
+the settings alone. The same command goes on where the last run ended, and tries again what it could not draw. It ends
+with status 0 where all is drawn, 1 where rows are in errors.jsonl, 130 where it was interrupted.
 """
 
 from __future__ import annotations

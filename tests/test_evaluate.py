@@ -1,7 +1,6 @@
 """scripts/evaluate.py: its distances against closed forms, its mixture against a sampler's order, and its tables."""
 
 import json
-from pathlib import Path
 
 import _config
 import evaluate
@@ -44,27 +43,55 @@ def test_the_mixtures_denoiser_is_the_best_one():
 
 
 def test_more_steps_come_nearer_and_little_noise_is_best_at_few():
-    few, many = mixture.table([10, 100], 4000)
+    few, many = mixture.by_steps([10, 100], 4000)
     assert many["0"] < few["0"] / 2 and many["0"] < 4 * mixture.floor(4000)
     assert few["0"] < few["1"] < few["σ̂"]
 
 
 def test_without_a_model_the_tables_are_printed_and_kept(tmp_path, capsys):
+    kept = tmp_path / "evaluation.json"
+    kept.write_text('{"an earlier table": [{"S": 1}]}', encoding="utf-8")
     evaluate.main(["--parts", "mixture", "--steps", "3", "5", "--points", "500", "--outdir", str(tmp_path)])
-    ((title, rows),) = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8")).items()
+    earlier, (title, rows), (of_spacings, spacings) = json.loads(kept.read_text(encoding="utf-8")).items()
+    assert earlier == ("an earlier table", [{"S": 1}])
     assert [row["S"] for row in rows] == [3, 5, 1000] and set(NOISE) < set(rows[0])
-    assert title in capsys.readouterr().out
+    assert [row["S"] for row in spacings] == [3, 5] and spacings[0]["uniform"] == rows[0]["0"]
+    assert title in (said := capsys.readouterr().out) and of_spacings in said and earlier[0] not in said
+
+
+def test_a_file_that_no_run_has_written_is_not_written_over(tmp_path):
+    (tmp_path / "evaluation.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"evaluation\.json is not what an earlier run wrote; move it away"):
+        evaluate.main(["--parts", "mixture", "--outdir", str(tmp_path)])
+    assert (tmp_path / "evaluation.json").read_text() == "mine"
 
 
 @pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout")
 def test_the_bundled_model_is_held_against_fresh_scenes_and_captions(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "FRESH", 80)
-    monkeypatch.setattr(scenes, "NOISE", few := {name: NOISE[name] for name in ("0", "σ̂")})
-    flags = ["--parts", "steps", "scale", "--steps", "1", "5", "--scales", "1", "3", "--n", "40", "--batch", "40"]
-    evaluate.main([*flags, "--outdir", str(tmp_path)])
-    found = list(json.loads((Path(tmp_path) / "evaluation.json").read_text(encoding="utf-8")).values())
-    distances, captions, alike, scales = found
+    monkeypatch.setattr(scenes, "NOISE", few := {name: NOISE[name] for name in ("0", "1")})
+    monkeypatch.setattr(scenes, "SPACINGS", ("uniform", "trailing"))
+    flags = ["--parts", "steps", "spacing", "scale", "noise", "--steps", "1", "5", "--scales", "1", "3"]
+    evaluate.main([*flags, "--scale", "1", "--n", "40", "--batch", "40", "--outdir", str(tmp_path)])
+    found = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    distances, captions, spacings, scales, alike = found.values()
+    assert all("scale 1" in title for title in [*found][:3])
     assert all(distances[1][name] < distances[0][name] for name in few)  # one step is not enough
     assert captions[1]["0"] > captions[0]["0"] and captions[1]["0"] > 20
+    assert {name: spacings[1][f"uniform, {name}"] for name in few} == pytest.approx(
+        {name: distances[1][name] for name in few}
+    )
+    assert spacings[1]["trailing, 0"] < spacings[1]["uniform, 0"]  # which begins at a level that is not pure noise
     assert alike[1]["from the picture of S = 5"] == 0 < alike[0]["from the picture of S = 5"]
     assert [row["scale"] for row in scales] == [1, 3]
+
+
+@pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout")
+def test_real_scenes_are_nearer_to_others_than_noise_is(monkeypatch):
+    monkeypatch.setattr(scenes, "FRESH", 300)
+    opt = evaluate.parse([])
+    config, checkpoint, _ = evaluate._model.open_model(opt)
+    made = scenes.Scenes(*evaluate._session.measured(config, checkpoint, opt), 100, 50)
+    chance = np.random.default_rng(0)
+    noise = [chance.integers(0, 256, (64, 64, 3), np.uint8) for _ in made.descriptions]
+    assert 0 < made.floor() < made.distance(noise) / 5

@@ -9,7 +9,7 @@ import _config
 import numpy as np
 import pytest
 import show_info
-from _script_models import of_classes, unconditional, written
+from _script_models import of_classes, of_depth, of_upscaling, unconditional, written
 from PIL import Image, ImageDraw
 
 from ldm.image import save_png
@@ -91,6 +91,31 @@ def test_pictures_of_pictures_too_with_the_bundled_model(script, flags, scene, r
     for first in sorted(path for path in Path("first").rglob("*.png") if "grid" not in path.name):
         _, drawn = made_again(run, first, paths=scene)
         assert any(same(Image.open(first), picture) for picture in drawn), first
+
+
+@pytest.mark.parametrize(
+    ("script", "change", "target", "flags"),
+    [
+        ("depth2img", of_depth, "LatentDepth2ImageDiffusion", ["--depth", "hole.png", "--strength", "0.7"]),
+        (
+            "depth2img",
+            of_depth,
+            "LatentDepth2ImageDiffusion",
+            ["--depth", "hole.png", "--invert_depth", "--scale", "1"],
+        ),
+        ("upscale", of_upscaling, "LatentUpscaleDiffusion", ["--noise_level", "30"]),
+    ],
+)
+def test_pictures_of_models_that_see_pictures_too(script, change, target, flags, scene, run, tmp_path):
+    module = importlib.import_module(script)
+    model = written(tmp_path, change, script, target)
+    flags = ["--init-img", "scene.png", "--prompt", "a red circle", *flags, *ONE, *FEW, "--outdir", "first"]
+    status, _, said = run(*flags, model=model, script=module)
+    assert status == 0, said
+    (first,) = Path("first/samples").glob("*.png")
+    words, drawn = made_again(run, first, model[3], scene | {script: model[1]})
+    assert ("--invert_depth" in words) == ("--invert_depth" in flags)
+    assert len(drawn) == 1 and same(Image.open(first), drawn[0])
 
 
 def test_json_is_what_the_picture_holds(run, tmp_path):

@@ -4,7 +4,7 @@
     with Store("out", rows, settings) as store:
         print(run(store, make_drawer, batch_size=16, engine=Ray(workers=8, num_gpus=1)))
 
-A row's picture hangs on the row and the settings alone: its seed comes from the base seed and the row's index, so
+A row's picture depends on the row and the settings alone: its seed comes from the base seed and the row's index, so
 neither engine nor workers, batch size, or the order in which they are drawn is seen in it, but for rounding.
 """
 

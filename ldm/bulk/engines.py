@@ -34,13 +34,17 @@ def local(make_drawer: Callable[[], Drawer], batches: Sequence[Sequence[Row]]) -
 
 @dataclass(frozen=True)
 class Ray:
-    """How to spread the work; needs Ray Data (pip install 'ray[data]')."""
+    """How to spread the work; needs Ray Data (pip install 'ray[data]').
 
-    workers: int = 1  # each has the model
-    num_cpus: float = 1  # of a worker, which has as many threads
+    workers: how many processes draw; each has the model. num_cpus, num_gpus: of a worker, which has as many threads.
+    address: of a cluster, "auto" for the one here; None starts one of this machine's, for the job. (Whoever has called
+    ray.init before has chosen: then it is not looked at.)
+    """
+
+    workers: int = 1
+    num_cpus: float = 1
     num_gpus: float = 0
-    address: str | None = None  # of a cluster, "auto" for the one here; None starts one of this machine's, for the job
-    # (whoever has called ray.init before has chosen: then it is not looked at)
+    address: str | None = None
 
     def __call__(self, make_drawer: Callable[[], Drawer], batches: Sequence[Sequence[Row]]) -> Results:
         """In the cluster's actors, in any order. Workers that die, and nodes that go, are replaced by Ray, and their

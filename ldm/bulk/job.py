@@ -24,10 +24,10 @@ LOGGED = 60  # seconds from one report of the progress to the next, in a file th
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts that add up: rows = there + drawn + failed + left."""
+    """Counts that add up: rows = there (before this run) + drawn + failed + left."""
 
     rows: int
-    there: int  # before this run
+    there: int
     drawn: int
     failed: int
     manifest: Path

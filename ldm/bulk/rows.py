@@ -31,17 +31,21 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Row:
-    """One picture. What is None is as for the whole job."""
+    """One picture. What is None is as for the whole job.
 
-    index: int  # in the file, from 0, bad rows counted
+    index: in the file, from 0, bad rows counted. width, height: in pixels. extra: columns of one's own, which the
+    manifest repeats.
+    """
+
+    index: int
     seed: int
     prompt: str = ""
     negative_prompt: str | None = None
     steps: int | None = None
     scale: float | None = None
-    width: int | None = None  # pixels
+    width: int | None = None
     height: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)  # columns of one's own, for the manifest
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def likeness(self) -> tuple:
@@ -51,6 +55,8 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
+    """A row of the file that asks for no picture, and why not; the manifest lists it."""
+
     index: int
     reason: str
 
@@ -58,7 +64,7 @@ class BadRow:
 def row_seed(base: int, index: int) -> int:
     """The seed of a row whose own is not given, in [0, 2³²): no two rows of a job have the same.
 
-    It hangs on the base seed and the row's index alone. Both steps are MurmurHash3's finalizer (Appleby 2011), which
+    It depends on the base seed and the row's index alone. Both steps are MurmurHash3's finalizer (Appleby 2011), which
     gives each number another one, so that rows, and jobs with bases beside each other, have nothing in common.
     """
     return _mixed(_mixed(index & _LOW) ^ _mixed((base ^ base >> 32 ^ _APART) & _LOW) ^ _mixed(index >> 32))

@@ -67,7 +67,7 @@ class FeatureReuse:
     or in several: each has a feature of its own, and what has none of the last `every` steps is run in full.
 
     A new run, which must use no feature of the last, is noticed by a timestep that goes up, or by the conditioning that
-    each of ldm's samplers makes for its run (`attention.keeping`); where neither tells, call `begin`. On the way up
+    each of ldm's samplers makes for its run (`kept.keeping`); where neither tells, call `begin`. On the way up
     (inversion) nothing is reused, nor with gradients.
     """
 

@@ -13,6 +13,13 @@ PARAMETERIZATIONS = ("eps", "v", "x0")
 class DiffusionModel(Protocol):
     """The contract: any object with these five works, CompVis' `LatentDiffusion` among them.
 
+      num_timesteps          T, an int
+      betas                  (T,), a tensor
+      alphas_cumprod         (T,): ᾱ, float32 or float64
+      alphas_cumprod_prev    (T,): ᾱ of the timestep before; 1 before the first
+      apply_model(x, t, c)   the network's output, of x's shape, for latents x (B, …) at timesteps t (B,) int64, given
+                             the conditioning c that `sample` was called with
+
     Read where the model has them: `device` (else the device of `betas`) and `parameterization` ("eps", "v" or "x0";
     else "eps"). Asked for only where they are used: `q_sample(x0, t)` by masks (without it the sampler's own does the
     same), `first_stage_model.quantize(x0)` by `quantize_x0=True` (a tensor, or a tuple that starts with it).
@@ -21,13 +28,13 @@ class DiffusionModel(Protocol):
     a run: under it, `apply_model(x, t, …)` of (B, …) returns (n·B, …), the outputs for the first of them first.
     """
 
-    num_timesteps: int  # T
-    betas: Tensor  # (T,)
-    alphas_cumprod: Tensor  # (T,): ᾱ, float32 or float64
-    alphas_cumprod_prev: Tensor  # (T,): ᾱ of the timestep before, 1 before the first
+    num_timesteps: int
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
 
     def apply_model(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
-        """The network's output, of x's shape, for latents x (B, …) at timesteps t (B,), long, conditioned on c."""
+        """(B, …) like x."""
         ...
 
 

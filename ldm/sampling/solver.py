@@ -114,7 +114,7 @@ class Solver(Sampler):
         verbose: show a progress bar. log_every_t: keep each such index, and the first step, in the intermediates
         dynamic_threshold: the quantile for Imagen's thresholding of x0. quantize_x0: put x0 on the codebook
         ucg_schedule: a guidance scale for each step, the noisiest step's first
-        and, by keyword only, `arguments.Options`: None is what the sampler was built with
+        and, by keyword only, what help(ldm.sampling.arguments.Options) lists: None is what the sampler was built with
 
         Returns the samples, float32 (float64 if x_T is), and {"x_inter": […], "pred_x0": […]}, both from x_T on.
         FloatingPointError if the model's output is not finite.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from evaluation import NOISE
+from evaluation import NOISE, SPACINGS
 from evaluation.distances import sliced_wasserstein
 
 MODES, SPREAD = 8, 0.1
@@ -48,18 +48,25 @@ def drawn(n: int, seed: int) -> np.ndarray:
 
 def by_steps(steps: Sequence[int], n: int) -> Iterator[dict[str, Any]]:
     """A row for each S: the distance of `n` samples from the mixture, ×1000, for each noise."""
+    for count in steps:
+        yield {"S": count} | {name: distance(count, n, **noise) for name, noise in NOISE.items()}
+
+
+def by_spacing(steps: Sequence[int], n: int) -> Iterator[dict[str, Any]]:
+    """A row for each S: the same without noise, for each spacing of the timesteps."""
+    for count in steps:
+        yield {"S": count} | {name: distance(count, n, ddim_discretize=name) for name in SPACINGS}
+
+
+def distance(count: int, n: int, **options: Any) -> float:
+    """Of `n` samples of `count` steps from as many points of the mixture, ×1000."""
     from ldm.sampling import DDIMSampler
 
-    truth = drawn(n, 1)
-    for count in steps:
-        row: dict[str, Any] = {"S": count}
-        for name, options in NOISE.items():
-            generator = torch.Generator().manual_seed(count)
-            samples, _ = DDIMSampler(Circle()).sample(
-                count, n, (2, 1, 1), generator=generator, progress=False, verbose=False, **options
-            )
-            row[name] = 1000 * sliced_wasserstein(samples.flatten(1).double().numpy(), truth)
-        yield row
+    generator = torch.Generator().manual_seed(count)
+    samples, _ = DDIMSampler(Circle()).sample(
+        count, n, (2, 1, 1), generator=generator, progress=False, verbose=False, **options
+    )
+    return 1000 * sliced_wasserstein(samples.flatten(1).double().numpy(), drawn(n, 1))
 
 
 def floor(n: int) -> float:

@@ -12,11 +12,10 @@ import _machine
 import numpy as np
 import score_shapes
 
-from evaluation import NOISE
+from evaluation import NOISE, SPACINGS
 from evaluation.distances import frechet
 
 FRESH = 2000  # scenes
-SPACINGS = ("uniform", "trailing", "logsnr")  # `ddim_discretize`
 POOL = 4  # latents a side are taken together: 2 × 2 × 8 numbers describe a picture
 
 
