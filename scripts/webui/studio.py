@@ -67,6 +67,7 @@ class Look:
 class Made:
     picture: Any  # PIL's
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # such as that the prompt was too long
 
 
 class Studio:
@@ -103,11 +104,13 @@ class Studio:
         """Looks, and at the end what is made. Closing it between two cancels the rest. ValueError for a bad task."""
         self.check(task)
         session = self._session(task)
-        picture, shape, shown, given, finish = self._canvas(session, task)
         jobs = [(task.prompt, task.seed)]
-        cond, uncond = _model.conditionings(
-            session.model, session.kind, [task.prompt], task.negative_prompt, session.guided, shown
-        )
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            picture, shape, shown, given, finish = self._canvas(session, task)
+            cond, uncond = _model.conditionings(
+                session.model, session.kind, [task.prompt], task.negative_prompt, session.guided, shown
+            )
         steps = session.sampler.steps(
             batch_size=1, shape=shape, conditioning=cond, unconditional_conditioning=uncond, seeds=[task.seed],
             **{**session.options, **given},
@@ -120,7 +123,11 @@ class Studio:
             self.project.learn(latents, images, weight=LESSON)
         drawn = finish(images)
         (settings,) = session.settings(jobs, **_told(task, picture))
-        yield Made(drawn, {**settings, "width": drawn.width, "height": drawn.height})
+        yield Made(
+            drawn,
+            {**settings, "width": drawn.width, "height": drawn.height},
+            tuple(str(note.message) for note in notes),
+        )
 
     def _looks(self, steps, total: int):
         """Yields looks; returns the latents of the last step."""
