@@ -140,13 +140,24 @@ def caption(made: dict[str, Any]) -> str:
 
 
 def done(made: Made, name: str) -> str:
-    told = [f"seed {made.settings['seed']}; saved as {name}"]
+    """What is to be said of a picture that was saved under this name."""
+    width, height = made.picture.size
+    told = [f"seed {made.settings['seed']}; {width} × {height} pixels; saved as {name}"]
     for message in made.notes:
         for prompt in (made.settings["prompt"], made.settings["negative_prompt"]):
             message = message.replace(repr(prompt), "the prompt")
         message = plain(message.replace("the picture 'given'", "the picture"))
         told.append(textwrap.shorten(message, 200, placeholder=" …"))
     return "; ".join(told)
+
+
+def explained(error: Exception) -> str:
+    """What to tell of an error; it is raised again if it is ours."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return "the memory does not suffice: ask for a smaller picture"
+    if isinstance(error, RuntimeError):
+        raise error
+    return plain(str(error))
 
 
 def plain(message: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ footer { display: none !important; }
 #preview img, #picture img { width: 100%; height: 100%; object-fit: contain; }
 #status { min-height: 1.6em; }
 #status .html-container { padding: 0; }
+#status [role="alert"] { color: #b91c1c; }
+.dark #status [role="alert"] { color: #fca5a5; }
 #status .prose { display: flex; align-items: center; gap: 0.8em; }
 #status progress { appearance: none; flex: 0 100 14em; min-width: 3em; height: 0.6em; border: 0; overflow: hidden;
   border-radius: 0.3em; background: var(--border-color-primary); }
@@ -91,7 +92,7 @@ def build(studio: Studio, line: Line, gallery: Any, model: str):
                 _see(gr, p)
             with gr.Column(elem_id="how"):
                 _how(gr, studio, p)
-        wiring.wire(gr, studio, line, gallery, model, p)
+        wiring.wire(gr, page, studio, line, gallery, model, p)
     return page
 
 
@@ -157,16 +158,12 @@ def _how(gr, studio: Studio, p: dict[str, Any]) -> None:
                                    filterable=False, **_small("sampler"))  # fmt: skip
         p["eta"] = gr.Number(label="Eta", info="new noise at each step, 0 to 1", value=0, **_small("eta"))
     with gr.Row():
-        p["seed"] = gr.Number(label="Seed", info="the same one draws the same picture", value=lambda: random_seed(),
-                              precision=0, **_small("seed"))  # fmt: skip
+        same = "the same one draws the same picture"
+        p["seed"] = gr.Number(label="Seed", info=same, precision=0, **_small("seed"))
         p["fresh"] = gr.Radio([("random", "random"), ("again", "again")], value="random", label="Next seed",
                               info="another one, or this one again", **_small("fresh"))  # fmt: skip
     p["restore"] = gr.File(label="Settings from a PNG that was drawn here", file_types=[".png"],
                            height=120, elem_id="restore")  # fmt: skip
-
-
-def random_seed() -> int:
-    return random.randrange(2**32)
 
 
 def _small(name: str) -> dict[str, Any]:

@@ -149,6 +149,10 @@ class Studio:
                                   ("steps", task.steps, self.limits.steps)):  # fmt: skip
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} {value}: this page draws from 1 to {most}")
+        if task.picture is None:
+            _config.latent_shape(self.session.config, task.height, task.width, None, None)
+        elif task.hole is not None and (not task.hole.any() or task.hole.all()):
+            raise ValueError("paint over what is to be drawn anew: some of the picture, and not all of it")
         if len(task.prompt) + len(task.negative_prompt) > 10_000:
             raise ValueError("the prompts have more than 10000 characters; make them shorter")
 
@@ -180,8 +184,6 @@ class Studio:
         from ldm.image import to_pil
         from ldm.picture_files import padded
 
-        if not task.hole.any() or task.hole.all():
-            raise ValueError("paint over what is to be drawn anew: some of the picture, and not all of it")
         holes = padded(torch.from_numpy(task.hole)[None, None].float(), canvas.multiple)
         way = _inpainting.way_of(session.config)
         shown, given = _inpainting.shown_and_given(session.model, way, canvas.tensor(), holes, task.strength)

@@ -15,16 +15,17 @@ GIVEN = ("prompt", "negative", "tab", "width", "height", "picture", "strength", 
 QUICK = {"show_progress": "hidden", "api_name": False, "concurrency_limit": None}
 # What the browser does by itself: a press of Draw shows at once, and it shows if the server does not answer.
 WAITING = """(told) => told.includes('<progress') ? [told, {__type__: 'update'}] : [
-  '<progress aria-label="waiting"></progress> <span role="status">sent</span>',
+  '<progress aria-label="waiting"></progress> <span role="status">starting</span>',
   {__type__: 'update', interactive: true}]"""
 FAILED = """(told) => [told.includes('<progress') ? '<span role="alert">nothing is drawn</span>' : told,
   {__type__: 'update', interactive: false}]"""
 
 
-def wire(gr, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any]) -> None:
+def wire(gr, page, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any]) -> None:
     _drawing(gr, studio, line, gallery, p)
     for name in ("text", "picture", "hole"):
         p[f"tab_{name}"].select(lambda name=name: name, None, p["tab"], **QUICK)
+    page.load(random_seed, None, p["seed"], **QUICK)
     p["seed"].input(None, None, p["fresh"], js="() => 'again'", **QUICK)  # who types a seed wants that one
     _gallery(gr, p)
     _sending(gr, p)
@@ -36,7 +37,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
         """A generator of the page's updates."""
         given = dict(zip(GIVEN, values, strict=True))
         try:
-            seed = random.randrange(2**32) if given["fresh"] == "random" else forms.seed_of(given["seed"])
+            seed = random_seed() if given["fresh"] == "random" else forms.seed_of(given["seed"])
             task = forms.task_of(given, seed, studio.limits.side)
             studio.check(task)
             with line.place() as mine:
@@ -47,7 +48,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
                         look = {p["preview"]: seen.picture} if seen.picture is not None else {}
                         yield {p["status"]: forms.progress(seen), **look}
                 (path,) = gallery.add([seen.picture], [seen.settings])
-        except (ValueError, ArithmeticError) as error:
+        except (ValueError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
             message = _tell(gr, error)
             yield {p["status"]: forms.note(message, "alert"), p["cancel"]: gr.Button(interactive=False)}
             return
@@ -65,8 +66,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
     gr.on(pressed, None, p["status"], told, js=WAITING, **QUICK)
     outputs = [p[name] for name in ("preview", "status", "seed", "kept", "chosen", "shown", "past", "sends",
                "cancel")]  # fmt: skip
-    event = gr.on(pressed, drawn, [p[name] for name in GIVEN], outputs, trigger_mode="once",
-                  **QUICK)  # fmt: skip
+    event = gr.on(pressed, drawn, [p[name] for name in GIVEN], outputs, trigger_mode="once", **QUICK)
     event.failure(None, p["status"], told, js=FAILED, **QUICK)
     stopped = p["cancel"].click(None, None, None, cancels=[event], api_name=False)
     stopped.then(lambda: (forms.note("cancelled"), gr.Button(interactive=False)), None, told, **QUICK)
@@ -121,8 +121,12 @@ def _restoring(gr, model: str, p: dict[str, Any]) -> None:
     p["reuse"].click(lambda kept, chosen: restore(kept[chosen][0]), [p["kept"], p["chosen"]], outputs, **QUICK)
 
 
+def random_seed() -> int:
+    return random.randrange(2**32)
+
+
 def _tell(gr, error: Exception) -> str:
     """The error as a message in the corner; one of gradio's errors would mark every field."""
-    message = forms.plain(str(error))
+    message = forms.explained(error)
     gr.Warning(message, duration=12)
     return message
