@@ -25,9 +25,12 @@ footer { display: none !important; }
 #preview { height: min(60vh, 640px) !important; }
 #preview img, #picture img { width: 100%; height: 100%; object-fit: contain; }
 #status { min-height: 1.6em; }
+#tabs, #preview, #status { scroll-margin: 1em; }
 #status .html-container { padding: 0; }
+#status progress + span { white-space: nowrap; }
 #status [role="alert"] { color: #b91c1c; }
-.dark #status [role="alert"] { color: #fca5a5; }
+.dark #status progress + span { white-space: nowrap; }
+#status [role="alert"] { color: #fca5a5; }
 #status .prose { display: flex; align-items: center; gap: 0.8em; }
 #status progress { appearance: none; flex: 0 100 14em; min-width: 3em; height: 0.6em; border: 0; overflow: hidden;
   border-radius: 0.3em; background: var(--border-color-primary); }
@@ -36,12 +39,12 @@ footer { display: none !important; }
 #status progress::-moz-progress-bar { background: var(--color-accent); }
 #editor [aria-label="Color"], #restore .icon-wrap { display: none; }
 #restore .wrap { padding-top: 1.5em; line-height: 1.4; }
-#gallery .grid-wrap { max-height: none; padding: 0; }
+#gallery .grid-wrap { max-height: 75vh; padding: 0; }
 #gallery .grid-container { align-items: start; }
 #gallery .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
 #gallery .thumbnail-lg img { aspect-ratio: 1; height: auto; }
 #gallery .caption-label { position: static; max-width: none; white-space: normal; text-align: left; border: 0;
-  background: none; color: var(--body-text-color); }
+  background: none; color: var(--body-text-color); opacity: 1 !important; }
 @media (max-width: 700px) {
   #main { display: flex; flex-direction: column; }
   #tabs .tab-container button { padding: 0 0.6em; }
@@ -92,7 +95,7 @@ def build(studio: Studio, line: Line, gallery: Any, model: str):
                 _see(gr, p)
             with gr.Column(elem_id="how"):
                 _how(gr, studio, p)
-        wiring.wire(gr, page, studio, line, gallery, model, p)
+        wiring.wire(gr, studio, line, gallery, model, p)
     return page
 
 
@@ -159,7 +162,7 @@ def _how(gr, studio: Studio, p: dict[str, Any]) -> None:
         p["eta"] = gr.Number(label="Eta", info="new noise at each step, 0 to 1", value=0, **_small("eta"))
     with gr.Row():
         same = "the same one draws the same picture"
-        p["seed"] = gr.Number(label="Seed", info=same, precision=0, **_small("seed"))
+        p["seed"] = gr.Number(label="Seed", info=same, value=0, precision=0, **_small("seed"))
         p["fresh"] = gr.Radio([("random", "random"), ("again", "again")], value="random", label="Next seed",
                               info="another one, or this one again", **_small("fresh"))  # fmt: skip
     p["restore"] = gr.File(label="Settings from a PNG that was drawn here", file_types=[".png"],

@@ -13,19 +13,30 @@ MOST_KEPT = 60  # pictures in the gallery
 GIVEN = ("prompt", "negative", "tab", "width", "height", "picture", "strength", "base", "editor", "hole_strength",
          "steps", "scale", "eta", "sampler", "seed", "fresh", "kept")  # fmt: skip
 QUICK = {"show_progress": "hidden", "api_name": False, "concurrency_limit": None}
-# What the browser does by itself: a press of Draw shows at once, and it shows if the server does not answer.
-WAITING = """(told) => told.includes('<progress') ? [told, {__type__: 'update'}] : [
-  '<progress aria-label="waiting"></progress> <span role="status">starting</span>',
-  {__type__: 'update', interactive: true}]"""
-FAILED = """(told) => [told.includes('<progress') ? '<span role="alert">nothing is drawn</span>' : told,
-  {__type__: 'update', interactive: false}]"""
+# What the browser does by itself, so that a press shows at once. Draw is deaf until a cancelled step has ended: only
+# then is it said that it was cancelled.
+PRESSED = """(told) => {
+  if (told.includes('<progress')) return [told, {__type__: 'update'}]
+  window.cancelled = false
+  const bar = '<progress aria-label="waiting"></progress>'
+  return [`${bar} <span role="status">starting</span>`, {__type__: 'update', interactive: true}]
+}"""
+CANCELLED = """() => {
+  window.cancelled = true
+  const bar = '<progress aria-label="waiting"></progress>'
+  return [`${bar} <span role="status">cancelling</span>`, {__type__: 'update', interactive: false}]
+}"""
+ENDED = """(told) => {
+  const end = window.cancelled ? '<span role="status">cancelled</span>' : '<span role="alert">nothing is drawn</span>'
+  return [told.includes('<progress') ? end : told, {__type__: 'update', interactive: false}]
+}"""
+SHOW = "() => document.querySelector('%s').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
-def wire(gr, page, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any]) -> None:
+def wire(gr, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any]) -> None:
     _drawing(gr, studio, line, gallery, p)
     for name in ("text", "picture", "hole"):
         p[f"tab_{name}"].select(lambda name=name: name, None, p["tab"], **QUICK)
-    page.load(random_seed, None, p["seed"], **QUICK)
     p["seed"].input(None, None, p["fresh"], js="() => 'again'", **QUICK)  # who types a seed wants that one
     _gallery(gr, p)
     _sending(gr, p)
@@ -37,7 +48,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
         """A generator of the page's updates."""
         given = dict(zip(GIVEN, values, strict=True))
         try:
-            seed = random_seed() if given["fresh"] == "random" else forms.seed_of(given["seed"])
+            seed = random.randrange(2**32) if given["fresh"] == "random" else forms.seed_of(given["seed"])
             task = forms.task_of(given, seed, studio.limits.side)
             studio.check(task)
             with line.place() as mine:
@@ -50,7 +61,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
                 (path,) = gallery.add([seen.picture], [seen.settings])
         except (ValueError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
             message = _tell(gr, error)
-            yield {p["status"]: forms.note(message, "alert"), p["cancel"]: gr.Button(interactive=False)}
+            yield {p["status"]: forms.note(message, "alert")}
             return
         kept = [(str(path), forms.caption(seen.settings)), *given["kept"]][:MOST_KEPT]
         shown = [(p["shown"].move_resource_to_block_cache(path), told) for path, told in kept]
@@ -58,18 +69,15 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
             p["preview"]: shown[0][0], p["status"]: forms.note(forms.done(seen, path.name)), p["seed"]: seed,
             p["kept"]: kept, p["chosen"]: 0, p["shown"]: gr.Gallery(shown, selected_index=0),
             p["past"]: gr.Column(visible=True), p["sends"]: gr.Row(visible=True),
-            p["cancel"]: gr.Button(interactive=False),
         }  # fmt: skip
 
     pressed = [p["draw"].click, *(p[name].submit for name in ("prompt", "negative", "steps", "scale", "eta", "seed"))]
     told = [p["status"], p["cancel"]]
-    gr.on(pressed, None, p["status"], told, js=WAITING, **QUICK)
-    outputs = [p[name] for name in ("preview", "status", "seed", "kept", "chosen", "shown", "past", "sends",
-               "cancel")]  # fmt: skip
+    gr.on(pressed, None, p["status"], told, js=PRESSED, **QUICK)
+    outputs = [p[name] for name in ("preview", "status", "seed", "kept", "chosen", "shown", "past", "sends")]
     event = gr.on(pressed, drawn, [p[name] for name in GIVEN], outputs, trigger_mode="once", **QUICK)
-    event.failure(None, p["status"], told, js=FAILED, **QUICK)
-    stopped = p["cancel"].click(None, None, None, cancels=[event], api_name=False)
-    stopped.then(lambda: (forms.note("cancelled"), gr.Button(interactive=False)), None, told, **QUICK)
+    event.then(None, p["status"], told, js=ENDED, **QUICK)
+    p["cancel"].click(None, None, told, cancels=[event], js=CANCELLED, **QUICK)
 
 
 def _gallery(gr, p: dict[str, Any]) -> None:
@@ -78,7 +86,8 @@ def _gallery(gr, p: dict[str, Any]) -> None:
         return event.index, p["preview"].move_resource_to_block_cache(path), forms.note(told)
 
     choose.__annotations__ = {"event": gr.SelectData}  # by which gradio knows that it wants the event
-    p["shown"].select(choose, p["kept"], [p["chosen"], p["preview"], p["status"]], **QUICK)
+    chosen = p["shown"].select(choose, p["kept"], [p["chosen"], p["preview"], p["status"]], **QUICK)
+    chosen.then(None, None, None, js=SHOW % "#preview", **QUICK)
 
 
 def _sending(gr, p: dict[str, Any]) -> None:
@@ -90,8 +99,12 @@ def _sending(gr, p: dict[str, Any]) -> None:
     def to_hole(kept, chosen):
         return *forms.to_fill(kept[chosen][0]), gr.Tabs(selected="hole"), "hole"
 
-    p["to_picture"].click(to_picture, inputs, [p["picture"], p["tabs"], p["tab"]], **QUICK)
-    p["to_hole"].click(to_hole, inputs, [p["base"], p["editor"], p["tabs"], p["tab"]], **QUICK)
+    sent = [
+        p["to_picture"].click(to_picture, inputs, [p["picture"], p["tabs"], p["tab"]], **QUICK),
+        p["to_hole"].click(to_hole, inputs, [p["base"], p["editor"], p["tabs"], p["tab"]], **QUICK),
+    ]
+    for event in sent:
+        event.then(None, None, None, js=SHOW % "#tabs", **QUICK)
 
     def uploaded(path):
         try:
@@ -117,12 +130,12 @@ def _restoring(gr, model: str, p: dict[str, Any]) -> None:
                 p["status"]: forms.note(said), p["restore"]: None}  # fmt: skip
 
     outputs = [*(p[name] for name in names), *(p[name] for name in ("fresh", "tabs", "status", "restore"))]
-    p["restore"].upload(restore, p["restore"], outputs, **QUICK)
-    p["reuse"].click(lambda kept, chosen: restore(kept[chosen][0]), [p["kept"], p["chosen"]], outputs, **QUICK)
-
-
-def random_seed() -> int:
-    return random.randrange(2**32)
+    back = [
+        p["restore"].upload(restore, p["restore"], outputs, **QUICK),
+        p["reuse"].click(lambda kept, chosen: restore(kept[chosen][0]), [p["kept"], p["chosen"]], outputs, **QUICK),
+    ]
+    for event in back:
+        event.then(None, None, None, js=SHOW % "#status", **QUICK)
 
 
 def _tell(gr, error: Exception) -> str:
