@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import _cli
 
@@ -52,19 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ImportError(f"the page needs gradio ({error}): pip install '.[web]'") from error
     from _gallery import Gallery
     from _session import Session
+    from webui.line import Line
     from webui.studio import Limits, Studio
 
     gallery = Gallery(opt.outdir, grid=False, folder="", twins=opt.save_json)
     session = Session(opt)
     with session.loaded():
         studio = Studio(session, Limits(opt.max_side, opt.max_steps))
-        blocks = page.build(studio, gallery, f"ldm: {session.settings([('', 0)])[0]['model']}")
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
-        blocks.queue(max_size=opt.max_queue, api_open=False).launch(
-            server_name=opt.host, server_port=opt.port or None, share=False, quiet=False, show_error=True, css=page.CSS,
-            theme=gr.themes.Soft(**fonts), allowed_paths=[str(Path(opt.outdir).resolve())], footer_links=[],
-            max_file_size="64mb", ssr_mode=False, enable_monitoring=False,
-        )  # fmt: skip
+        model = session.settings([("", 0)])[0]["model"]
+        built = page.build(studio, Line(opt.max_queue), gallery, model)
+        page.launch(gr, built, opt.host, opt.port, opt.max_queue)
 
 
 if __name__ == "__main__":

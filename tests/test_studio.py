@@ -8,8 +8,12 @@ import torch
 import txt2img
 from _session import Session
 from PIL import Image
+from webui import forms
+from webui.line import Line
 from webui.preview import FINE, Projection, leaves
 from webui.studio import Limits, Look, Made, Studio, Task
+
+from ldm.image import save_png
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,104 @@ def test_leaving_early_cancels_the_rest_and_the_next_task_is_drawn(studio):
 def test_what_is_beyond_the_limits_is_refused(task, why, studio):
     with pytest.raises(ValueError, match=why):
         made(studio, **task)
+
+
+def test_what_cannot_be_drawn_is_refused_before_one_waits(studio):
+    picture = Image.new("RGB", (8, 8))
+    for task in (Task(width=10), Task(picture=picture, hole=np.zeros((8, 8), bool))):
+        with pytest.raises(ValueError):
+            studio.check(task)
+
+
+def test_what_there_was_to_warn_of_comes_with_the_picture(studio):
+    big = made(studio, picture=Image.new("RGB", (32, 32), "red"), strength=0.5)[-1]
+    assert any("times the area that this model was made for" in note for note in big.notes)
+    assert made(studio, prompt="a red circle")[-1].notes == ()
+
+
+# ---------------------------------------------------------------------------------------------------------------- line
+
+
+def test_first_come_first_served():
+    line = Line(most=2)
+    with line.place() as first:
+        assert list(line.before(first)) == []
+        with line.place() as second, line.place() as third:
+            assert (next(line.before(second)), next(line.before(third))) == (1, 2)
+            with pytest.raises(ValueError, match="2 wait already"), line.place():
+                pass
+        with line.place() as fourth:  # those two went
+            assert next(line.before(fourth)) == 1
+
+
+def test_one_waits_until_those_before_are_gone():
+    line, seen = Line(most=2), []
+    with line.place(), pytest.raises(KeyError), line.place() as mine:
+        for ahead in line.before(mine):
+            seen.append(ahead)
+            raise KeyError  # who leaves, leaves his place
+    with line.place() as mine:
+        assert list(line.before(mine)) == [] and seen == [1]
+
+
+# --------------------------------------------------------------------------------------------------------------- forms
+
+
+def saved(path, **settings):
+    save_png(Image.new("RGB", (8, 8)), path, settings)
+    return path
+
+
+def test_settings_come_back_as_fields(tmp_path):
+    told = {"prompt": "a", "negative_prompt": "b", "steps": 9, "scale": 2.5, "eta": 0.5, "seed": 7, "width": 8,
+            "height": 8, "sampler": "DPMSolver", "model": "shapes"}  # fmt: skip
+    fields, said = forms.restored(str(saved(tmp_path / "1.png", **told)), "shapes")
+    assert fields == {"prompt": "a", "negative": "b", "steps": 9, "scale": 2.5, "eta": 0.5, "seed": 7, "width": 8,
+                      "height": 8, "sampler": "DPM-Solver++", "tab": "text"}  # fmt: skip
+    assert said == "the settings of 1.png are back"
+
+
+def test_what_a_file_cannot_bring_back_is_said(tmp_path):
+    hole = {"prompt": "a", "init_img": "x.png", "mask": "m.png", "strength": 0.9, "model": "other"}
+    fields, said = forms.restored(str(saved(tmp_path / "1.png", **hole)), "shapes")
+    assert (fields["tab"], fields["hole_strength"]) == ("hole", 0.9)
+    assert "nor what was painted" in said and "the model other, and here is shapes" in said
+    with pytest.raises(ValueError, match="seed 18446744073709551615, which this page cannot hold"):
+        forms.restored(str(saved(tmp_path / "2.png", prompt="a", seed=2**64 - 1)), "shapes")
+    (tmp_path / "3.png").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="^3.png is no PNG that can be read"):
+        forms.restored(str(tmp_path / "3.png"), "shapes")
+
+
+def test_a_photograph_is_shrunk_to_what_is_drawn(tmp_path):
+    Image.new("RGB", (400, 300)).save(tmp_path / "photo.jpg")
+    given = {"prompt": "", "negative": "", "steps": 4, "scale": 2, "eta": 0, "sampler": "DDIM", "strength": 0.5}
+    task = forms.task_of({**given, "tab": "picture", "picture": str(tmp_path / "photo.jpg")}, 1, 100)
+    assert task.picture.size == (100, 75)
+    layer = np.zeros((384, 512, 4), np.uint8)
+    layer[:192, :, 3] = 255
+    base = {"base": str(tmp_path / "photo.jpg"), "editor": {"layers": [layer]}, "hole_strength": 1}
+    task = forms.task_of({**given, **base, "tab": "hole"}, 1, 100)
+    assert task.hole.shape == (75, 100) and task.hole[:37].all() and not task.hole[38:].any()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 30), (4000, 3000), (600, 600)])
+def test_the_editor_shows_any_picture_at_a_size_for_its_brush(size, tmp_path):
+    Image.new("RGB", size).save(tmp_path / "it.png")
+    shown = forms.to_fill(str(tmp_path / "it.png"))[1]["background"]
+    assert 256 < max(shown.size) <= 768 and abs(shown.width / shown.height - size[0] / size[1]) < 0.01
+
+
+def test_errors_name_the_file_and_not_where_the_server_keeps_it(tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="^mine.png is no picture that can be read"):
+        forms.read(str(tmp_path / "mine.png"))
+
+
+def test_out_of_memory_is_explained_and_a_bug_is_not_hidden():
+    assert "smaller picture" in forms.explained(RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        forms.explained(RuntimeError("a bug"))
 
 
 # ------------------------------------------------------------------------------------------------------------- preview

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 gradio = pytest.importorskip("gradio", reason="gradio is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+INSIDE = "e => { const {top, bottom} = e.getBoundingClientRect(); return top > -1 && bottom < innerHeight + 1 }"
 PROMPT = "a red circle above a blue square"
 
 
@@ -197,13 +198,16 @@ def test_a_dropped_png_brings_its_settings_back_and_the_same_picture(page, serve
         ({"width": 65}, "width 65: this model takes multiples of 16, such as 80"),
         ({"width": 4096}, "width 4096: this page draws from 1 to 1024"),
         ({"steps": 0}, "steps 0: this page draws from 1 to 250"),
+        ({"seed": -5}, "seed -5: this page takes whole numbers from 0 to"),
+        ({"seed": ""}, "seed: there is no number"),
     ],
 )
 def test_what_cannot_be_drawn_is_told(fields, why, page):
     fill(page, prompt=PROMPT, **fields)
     page.click("#draw")
     page.wait_for_selector(".toast-wrap")
-    assert why in page.inner_text(".toast-wrap")
+    assert why in page.inner_text(".toast-wrap") and why in status(page, ".")
+    assert page.locator("#cancel").is_disabled()  # there is nothing to cancel
 
 
 def test_an_empty_tab_and_a_file_without_settings_are_told(page, tmp_path):
@@ -217,9 +221,111 @@ def test_an_empty_tab_and_a_file_without_settings_are_told(page, tmp_path):
     page.wait_for_function("document.querySelector('.toast-wrap').innerText.includes('does not tell how it was made')")
 
 
+def test_enter_draws_and_a_seed_that_is_typed_is_taken(page, server):
+    fill(page, prompt=PROMPT, steps=4, seed=77)
+    page.press("#prompt textarea", "Enter")
+    assert "seed 77;" in status(page, "saved")
+    again = draw(page, prompt="a blue square")
+    assert read_settings(server[1] / again)["seed"] == 77
+    page.get_by_label("random").check()
+    assert read_settings(server[1] / draw(page))["seed"] != 77
+
+
+def test_what_is_seen_is_what_is_sent_on(page, server):
+    first = draw(page, prompt="a red circle", steps=4)
+    draw(page, prompt="a blue square")
+    page.locator("#gallery button").nth(1).click()
+    status(page, "a red circle · DDIM, 4 steps")
+    page.wait_for_function("name => document.querySelector('#preview img').src.endsWith(name)", arg=first)
+    page.click("#reuse")
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a red circle'")
+    newest = draw(page, prompt="a green heart")  # while the first one is still chosen
+    page.click("#to_picture")
+    page.wait_for_selector("#picture img")
+    assert page.get_attribute("#preview img", "src").endswith(newest)
+    assert page.get_attribute("#picture img", "src").endswith(newest)
+
+
+def test_a_picture_is_downloaded_with_its_settings_and_the_folder_is_not_served(page, server, tmp_path):
+    name = draw(page, prompt="a red circle", steps=4)
+    (tmp_path / name).write_bytes(page.request.get(page.get_attribute("#preview img", "src")).body())
+    assert read_settings(tmp_path / name) == read_settings(server[1] / name)
+    assert page.request.get(f"{server[0]}/gradio_api/file={server[1] / name}").status == 403
+
+
+@pytest.fixture
+def busy(browser, server):
+    """Another page, which has drawn one picture and now draws another for a while."""
+    other = browser.new_page()
+    other.set_default_timeout(30_000)
+    other.goto(server[0])
+    other.wait_for_selector("#draw")
+    draw(other, prompt="a green heart", steps=4)
+    fill(other, prompt=PROMPT, steps=250)
+    other.click("#draw")
+    status(other, "step [3-9] of 250")
+    yield other
+    other.close()
+
+
+def test_another_tab_waits_and_sees_nothing_of_the_first(page, server, busy):
+    fill(page, prompt="a red circle", steps=4)
+    page.click("#draw")
+    status(page, "waiting: one is before you")
+    assert page.locator("#preview img").count() == 0
+    saved = next(path for path in server[1].glob("*.png") if read_settings(path)["prompt"] == "a green heart")
+    page.set_input_files("#restore input[type=file]", saved)  # all else is answered meanwhile
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a green heart'")
+    status(page, "waiting: one is before you")
+    busy.click("#cancel")
+    status(busy, "cancelled")
+    status(page, "saved")
+    assert (page.locator("#gallery img").count(), busy.locator("#gallery img").count()) == (1, 1)
+    assert "a red circle" in page.inner_text("#gallery") and "a green heart" in busy.inner_text("#gallery")
+
+
+def test_one_who_waits_can_cancel(page, server, busy):
+    there = len(list(server[1].glob("*.png")))
+    fill(page, prompt="a red circle", steps=4)
+    page.click("#draw")
+    status(page, "waiting")
+    page.click("#cancel")
+    status(page, "cancelled")
+    busy.click("#cancel")
+    status(busy, "cancelled")
+    draw(page)
+    assert len(list(server[1].glob("*.png"))) == there + 1
+
+
+def test_what_the_model_does_not_know_is_told(page):
+    draw(page, prompt="a dragon above a blue dragon", steps=4)
+    assert "the caption encoder does not know dragon" in status(page, ".")
+
+
+def test_a_varied_picture_says_what_its_settings_need(page, server):
+    draw(page, prompt="a blue square", steps=4)
+    page.click("#to_picture")
+    page.wait_for_selector("#picture img")
+    name = draw(page, prompt="a green square")
+    page.reload()
+    page.wait_for_selector("#draw")
+    page.set_input_files("#restore input[type=file]", server[1] / name)
+    assert "the picture that it began from is not in it" in status(page, "are back")
+    page.wait_for_selector("[role=tab][aria-selected=true]:has-text('From a picture')")
+
+
 def test_it_fits_a_phone(browser, server):
     phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.set_default_timeout(30_000)
     phone.goto(server[0])
     phone.wait_for_selector("#draw")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    for name in ("from text", "from a picture", "fill a hole"):  # none is in a menu
+        assert phone.get_by_role("tab", name=name).is_visible()
+    draw(phone, prompt="a red circle", steps=4)
+    phone.locator("#gallery button").first.click()  # far below what it shows
+    phone.wait_for_function(f"({INSIDE})(document.querySelector('#preview'))")
+    phone.click("#to_picture")
+    phone.wait_for_selector("#picture img")
+    phone.wait_for_function(f"({INSIDE})(document.querySelector('[role=tab][aria-selected=true]'))")
     phone.close()

@@ -67,6 +67,7 @@ class Look:
 class Made:
     picture: Any  # PIL's
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # such as that the prompt was too long
 
 
 class Studio:
@@ -103,11 +104,13 @@ class Studio:
         """Looks, and at the end what is made. Closing it between two cancels the rest. ValueError for a bad task."""
         self.check(task)
         session = self._session(task)
-        picture, shape, shown, given, finish = self._canvas(session, task)
         jobs = [(task.prompt, task.seed)]
-        cond, uncond = _model.conditionings(
-            session.model, session.kind, [task.prompt], task.negative_prompt, session.guided, shown
-        )
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            picture, shape, shown, given, finish = self._canvas(session, task)
+            cond, uncond = _model.conditionings(
+                session.model, session.kind, [task.prompt], task.negative_prompt, session.guided, shown
+            )
         steps = session.sampler.steps(
             batch_size=1, shape=shape, conditioning=cond, unconditional_conditioning=uncond, seeds=[task.seed],
             **{**session.options, **given},
@@ -120,7 +123,11 @@ class Studio:
             self.project.learn(latents, images, weight=LESSON)
         drawn = finish(images)
         (settings,) = session.settings(jobs, **_told(task, picture))
-        yield Made(drawn, {**settings, "width": drawn.width, "height": drawn.height})
+        yield Made(
+            drawn,
+            {**settings, "width": drawn.width, "height": drawn.height},
+            tuple(str(note.message) for note in notes),
+        )
 
     def _looks(self, steps, total: int):
         """Yields looks; returns the latents of the last step."""
@@ -142,6 +149,10 @@ class Studio:
                                   ("steps", task.steps, self.limits.steps)):  # fmt: skip
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} {value}: this page draws from 1 to {most}")
+        if task.picture is None:
+            _config.latent_shape(self.session.config, task.height, task.width, None, None)
+        elif task.hole is not None and (not task.hole.any() or task.hole.all()):
+            raise ValueError("paint over what is to be drawn anew: some of the picture, and not all of it")
         if len(task.prompt) + len(task.negative_prompt) > 10_000:
             raise ValueError("the prompts have more than 10000 characters; make them shorter")
 
@@ -173,8 +184,6 @@ class Studio:
         from ldm.image import to_pil
         from ldm.picture_files import padded
 
-        if not task.hole.any() or task.hole.all():
-            raise ValueError("paint over what is to be drawn anew: some of the picture, and not all of it")
         holes = padded(torch.from_numpy(task.hole)[None, None].float(), canvas.multiple)
         way = _inpainting.way_of(session.config)
         shown, given = _inpainting.shown_and_given(session.model, way, canvas.tensor(), holes, task.strength)

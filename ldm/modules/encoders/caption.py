@@ -43,7 +43,8 @@ class CaptionEncoder(nn.Module):
         for row, caption in zip(tokens, captions, strict=True):
             words = self.tokenizer.words(caption)
             if unknown := [word for word, number in words if number == UNKNOWN]:
-                warnings.warn(f"{caption!r}: the caption encoder does not know {', '.join(unknown)}", stacklevel=3)
+                unknown = ", ".join(dict.fromkeys(unknown))
+                warnings.warn(f"{caption!r}: the caption encoder does not know {unknown}", stacklevel=3)
             if cut := " ".join(word for word, _ in words[self.max_length :]):
                 warnings.warn(
                     f"{caption!r} has {len(words)} words, {self.max_length} are read: {cut!r} was cut", stacklevel=3
