@@ -106,6 +106,8 @@ def test_leaving_early_cancels_the_rest_and_the_next_task_is_drawn(studio):
         ({"width": 33}, "width 33: this page draws from 1 to 32"),
         ({"height": 0}, "height 0"),
         ({"steps": 21}, "steps 21: this page draws from 1 to 20"),
+        ({"scale": 1e300}, r"scale 1e\+300: this page takes -1000 to 1000"),
+        ({"scale": float("nan")}, "scale nan: this page takes"),
         ({"sampler": "Euler"}, "'Euler' is unknown; choose DDIM, PLMS, DPM-Solver"),
         ({"width": 10}, "multiples of 4"),
         ({"prompt": "a" * 10_001}, "more than 10000 characters"),

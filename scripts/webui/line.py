@@ -14,7 +14,7 @@ class Line:
     """One draws, and at most `most` wait.
 
     The page's own queue would do, but that it refuses all that a page asks when it is full, and tells nobody how many
-    are before him.
+    have come before.
     """
 
     def __init__(self, most: int):

@@ -24,6 +24,7 @@ SAMPLERS = {"DDIM": "ldm.sampling.DDIMSampler", "PLMS": "ldm.sampling.PLMSSample
             "DPM-Solver++": "ldm.sampling.DPMSolverSampler"}  # fmt: skip
 OFTEN = 0.15  # seconds between looks
 CHEAP = 0.05  # seconds: a decoder that is as quick draws the looks itself
+MOST_SCALE = 1000
 LESSON = 4.0  # how much a picture that is drawn counts to the preview, beside one of those that it began with
 
 
@@ -149,6 +150,8 @@ class Studio:
                                   ("steps", task.steps, self.limits.steps)):  # fmt: skip
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{name} {value}: this page draws from 1 to {most}")
+        if not -MOST_SCALE <= task.scale <= MOST_SCALE:  # nor NaN
+            raise ValueError(f"scale {task.scale:g}: this page takes {-MOST_SCALE} to {MOST_SCALE}; 3 to 8 is usual")
         if task.picture is None:
             _config.latent_shape(self.session.config, task.height, task.width, None, None)
         elif task.hole is not None and (not task.hole.any() or task.hole.all()):
