@@ -35,7 +35,10 @@ def opened(opt: argparse.Namespace) -> Session:
 def rows(opt: argparse.Namespace, session: Session) -> list[Row | BadRow]:
     """Those of --from-file; else -n pictures: of --prompt, of classes in turn, or of a model that is told nothing."""
     if opt.from_file is not None:
-        found = read_rows(opt.from_file, opt.seed)
+        try:
+            found = read_rows(opt.from_file, opt.seed)
+        except OSError as error:
+            raise OSError(f"--from-file {opt.from_file}: {error.strerror or error}") from error
         return found if session.kind != "nothing" else [_untold(row) for row in found]
     return [Row(k, row_seed(opt.seed, k), told) for k, told in enumerate(_told(opt, session))]
 

@@ -49,7 +49,7 @@ def run(main: Callable[[Sequence[str] | None], None], name: str, argv: Sequence[
         try:
             main(argv)
         except KeyboardInterrupt as interrupt:
-            say("interrupted", str(interrupt) or "no picture was finished")
+            say("interrupted", str(interrupt) or "nothing was finished")
             sys.exit(130)
         except Exception as error:
             explained = _explain(error)
@@ -65,6 +65,8 @@ def _explain(error: Exception) -> str | None:
         return f"out of memory; take --low_mem, a smaller --n_samples or picture ({str(error).splitlines()[0]})"
     if isinstance(error, ImportError) and getattr(error.__cause__ or error, "name", None) in _NEEDED:
         return f"{error}; pip install '.[scripts]' installs all that the scripts need"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error) if isinstance(error, ValueError | OSError | ImportError | ArithmeticError) else None
 
 
@@ -99,7 +101,7 @@ def a_strength(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0, where nothing changes, and up to 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0 (0 would change nothing) and up to 1")
     return value
 
 
@@ -294,6 +296,8 @@ def read_prompts(path: str) -> list[str]:
     """One prompt a line; blank lines are skipped."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise OSError(f"--from-file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--from-file {path}: byte {error.start} is not UTF-8; save the prompts as UTF-8") from error
     prompts = [line.strip() for line in lines if line.strip()]

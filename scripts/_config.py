@@ -144,7 +144,9 @@ def _override(config, override: str) -> None:
 
     key, equals, _ = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"{override!r}: an override is KEY=VALUE, as in sampler.params.eta=0.5")
+        raise ValueError(
+            f"{override!r}: an override is KEY=VALUE, as in sampler.params.eta=0.5; a text to draw is --prompt"
+        )
     names = key.split(".")
     node = config
     for k, name in enumerate(names):

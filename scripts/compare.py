@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     (across, columns), (down, rows) = opt.across, opt.down
     table(pictures, labels(across, columns), labels(down, rows)).save(out)
-    print(f"{len(pictures)} pictures: {out}")
+    print(f"{len(pictures)} picture{'s' * (len(pictures) > 1)}: {out}")
 
 
 def drawn(sessions: Sequence[Session], opt: argparse.Namespace) -> list[Any]:

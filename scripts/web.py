@@ -11,6 +11,7 @@ of other hosts, and nothing is told to any.
 from __future__ import annotations
 
 import argparse
+import socket
 from collections.abc import Sequence
 
 import _cli
@@ -54,13 +55,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     from webui.line import Line
     from webui.studio import Limits, Studio
 
+    if opt.port:
+        check_port(opt.host, opt.port)
     gallery = Gallery(opt.outdir, grid=False, folder="", twins=opt.save_json)
     session = Session(opt)
     with session.loaded():
         studio = Studio(session, Limits(opt.max_side, opt.max_steps))
         model = session.settings([("", 0)])[0]["model"]
-        built = page.build(studio, Line(opt.max_queue), gallery, model)
-        page.launch(gr, built, opt.host, opt.port, opt.max_queue)
+        line = Line(opt.max_queue)
+        page.launch(gr, page.build(studio, line, gallery, model), line, opt.host, opt.port)
+
+
+def check_port(host: str, port: int) -> None:
+    """OSError where another program has it, before a model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(f"--host {host} --port {port}: {why}; choose another port, or 0 for any") from error
 
 
 if __name__ == "__main__":

@@ -169,6 +169,7 @@ def test_the_page_opens_and_ends_by_ctrl_c(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-u", "scripts/web.py", *flags],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         said = ""
         while "http://127.0.0.1:" not in said:

@@ -146,7 +146,7 @@ def test_half_precision_comes_close(drawn):
             "'one.png' is 1x1 pixels, and one latent of this model covers",
         ),
         (["--depth", "one.npy", "--strength", 1], "'one.npy' is 1x1 pixels"),
-        (["--strength", 0], "--strength: '0': give a number above 0, where nothing changes, and up to 1"),
+        (["--strength", 0], "--strength: '0': give a number above 0 (0 would change nothing) and up to 1"),
         (["--strength", 2], "--strength: '2'"),
     ],
 )

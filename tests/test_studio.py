@@ -158,6 +158,16 @@ def test_one_waits_until_those_before_are_gone():
         assert list(line.before(mine)) == [] and seen == [1]
 
 
+def test_a_closed_line_lets_nobody_in_and_tells_whether_all_have_left():
+    line = Line(most=2)
+    with line.place(), line.place() as mine:
+        assert not line.close(patience=0.1)
+        assert list(line.before(mine)) == []  # it does not wait any more
+        with pytest.raises(ValueError, match="closing"), line.place():
+            pass
+    assert line.close(patience=0)
+
+
 # --------------------------------------------------------------------------------------------------------------- forms
 
 

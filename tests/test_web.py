@@ -1,8 +1,11 @@
 """scripts/web.py in a real browser, headless: what one types, sees, cancels, paints, drops and is told."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +13,7 @@ import time
 import _config
 import numpy as np
 import pytest
+import web
 from PIL import Image
 
 from ldm.image import read_settings
@@ -31,13 +35,22 @@ PROMPT = "a red circle above a blue square"
 def server(tmp_path_factory):
     """(address, folder of the pictures)"""
     outdir = tmp_path_factory.mktemp("web")
+    with served(outdir) as (process, log):
+        yield _address(process, log), outdir
+
+
+@contextlib.contextmanager
+def served(outdir):
+    """(the page's process, the file of what it says); Ctrl-C is not ignored, as it would be below a shell's `&`."""
     command = [sys.executable, "-u", str(_config.ROOT / "scripts" / "web.py"), "--port", "0", "--outdir", str(outdir)]
-    with (outdir.parent / "web.log").open("w") as log:
+    path = outdir.parent / f"{outdir.name}.log"
+    with path.open("w") as log:
         process = subprocess.Popen(
-            [*command, "--device", "cpu"], stdout=log, stderr=log, env={**os.environ, "COLUMNS": "200"}
-        )
+            [*command, "--device", "cpu"], stdout=log, stderr=log, env={**os.environ, "COLUMNS": "200"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
         try:
-            yield _address(process, outdir.parent / "web.log"), outdir
+            yield process, path
         finally:
             process.terminate()
             process.wait(timeout=30)
@@ -329,3 +342,36 @@ def test_it_fits_a_phone(browser, server):
     phone.wait_for_selector("#picture img")
     phone.wait_for_function(f"({INSIDE})(document.querySelector('[role=tab][aria-selected=true]'))")
     phone.close()
+
+
+def test_what_is_refused_leaves_what_was_there(page, server):
+    draw(page, prompt=PROMPT, steps=3, seed=5)
+    before = page.locator("#gallery button").count()
+    fill(page, steps=0)
+    page.click("#draw")
+    status(page, "steps 0")
+    assert page.locator("#gallery button").count() == before > 0
+    assert page.input_value("#seed input") == "5" and page.locator("#preview img").is_visible()
+
+
+def test_ctrl_c_while_it_draws_ends_it(browser, tmp_path):
+    with served(tmp_path / "out") as (process, log):
+        page = browser.new_page()
+        page.goto(_address(process, log))
+        page.wait_for_selector("#draw")
+        fill(page, prompt=PROMPT, steps=250)
+        page.click("#draw")
+        page.wait_for_selector("#status progress[value]", timeout=60_000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        page.close()
+        said = log.read_text()
+    assert "Traceback" not in said and "terminate" not in said
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"--host 127.0.0.1 --port {port}: .*; choose another port, or 0 for any"):
+            web.main(["--port", str(port)])

@@ -18,15 +18,17 @@ class Line:
     """
 
     def __init__(self, most: int):
-        self._most, self._lock, self._there = most, threading.Lock(), []
+        self.most, self.closed, self._lock, self._there = most, False, threading.Lock(), []
 
     @contextlib.contextmanager
     def place(self) -> Iterator[object]:
         """A place in the line until the context ends, however it ends. ValueError if there is none."""
         mine = object()
         with self._lock:
-            if len(self._there) > self._most:
-                raise ValueError(f"one picture is being drawn and {self._most} wait already: try again in a while")
+            if self.closed:
+                raise ValueError("the page is closing")
+            if len(self._there) > self.most:
+                raise ValueError(f"one picture is being drawn and {self.most} wait already: try again in a while")
             self._there.append(mine)
         try:
             yield mine
@@ -35,7 +37,15 @@ class Line:
                 self._there.remove(mine)
 
     def before(self, mine: object) -> Iterator[int]:
-        """How many are before `mine`, again and again until there are none."""
-        while ahead := self._there.index(mine):
+        """How many are before `mine`, again and again until there are none, or the line is closed."""
+        while (ahead := self._there.index(mine)) and not self.closed:
             yield ahead
             time.sleep(OFTEN)
+
+    def close(self, patience: float) -> bool:
+        """Nobody gets a place any more, and who has one is to leave it; whether all have, after so many seconds."""
+        self.closed = True
+        end = time.monotonic() + patience
+        while self._there and time.monotonic() < end:
+            time.sleep(0.05)
+        return not self._there

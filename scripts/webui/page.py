@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ICON = Path(__file__).with_name("icon.svg")
 HOUR = 3600
+PATIENCE = 3.0  # seconds, for a step
 THREADS = 40  # beside those that wait
 CSS = """
 .gradio-container { width: 100%; max-width: 1400px !important; margin: auto; }
@@ -29,8 +33,7 @@ footer { display: none !important; }
 #status .html-container { padding: 0; }
 #status progress + span { white-space: nowrap; }
 #status [role="alert"] { color: #b91c1c; }
-.dark #status progress + span { white-space: nowrap; }
-#status [role="alert"] { color: #fca5a5; }
+.dark #status [role="alert"] { color: #fca5a5; }
 #status .prose { display: flex; align-items: center; gap: 0.8em; }
 #status progress { appearance: none; flex: 0 100 14em; min-width: 3em; height: 0.6em; border: 0; overflow: hidden;
   border-radius: 0.3em; background: var(--border-color-primary); }
@@ -57,8 +60,8 @@ footer { display: none !important; }
 """
 
 
-def launch(gr, page, host: str, port: int, most_waiting: int) -> None:
-    """Serve `page` until it is interrupted, and say where."""
+def launch(gr, page, line: Line, host: str, port: int) -> None:
+    """Serve `page` until it is interrupted, and say where. What is being drawn then ends with its step."""
     theme = gr.themes.Default(  # its own fonts would be fetched, and its greys are too pale to read
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     ).set(
@@ -69,10 +72,16 @@ def launch(gr, page, host: str, port: int, most_waiting: int) -> None:
         server_name=host, server_port=port or None, share=False, quiet=True, show_error=True, css=CSS,
         theme=theme, footer_links=[], favicon_path=str(ICON),
         max_file_size="64mb", ssr_mode=False, enable_monitoring=False, prevent_thread_lock=True,
-        max_threads=THREADS + most_waiting,
+        max_threads=THREADS + line.most,
     )  # fmt: skip
     print(f"The page is at {page.local_url} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    idle = line.close(PATIENCE)
+    page.close(verbose=False)
+    if not idle:  # a step is at work that takes long: Python would end with it half done, and abort
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def build(studio: Studio, line: Line, gallery: Any, model: str):

@@ -55,6 +55,8 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
                 for ahead in line.before(mine):
                     yield {p["status"]: forms.waiting(ahead)}
                 for seen in studio.draw(task):
+                    if line.closed:
+                        return
                     if isinstance(seen, Look):
                         look = {p["preview"]: seen.picture} if seen.picture is not None else {}
                         yield {p["status"]: forms.progress(seen), **look}
