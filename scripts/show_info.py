@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     made = read_settings(opt.picture)
     if not made:
-        remedy = "PNG files of these scripts do, unless another program saved them again"
+        remedy = "the pictures of these scripts do, but for grids and sheets, and for what another program saved again"
         raise ValueError(f"{opt.picture} does not tell how it was made; {remedy}")
     if opt.json:
         print(json.dumps(made, indent=1, ensure_ascii=False))

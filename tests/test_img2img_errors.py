@@ -25,7 +25,7 @@ from PIL import Image
         (["--init-img", "a.png", "--H", 16000, "--W", 16000], "--H 16000 --W 16000: 16000x16000 are 256 megapixels"),
         (
             ["--init-img", "a.png", "--strength", 0],
-            "--strength: '0': give a number above 0, where nothing",
+            "--strength: '0': give a number above 0 (0 would",
         ),
         (["--init-img", "a.png", "--strength", "0.0"], "--strength: '0.0'"),
         (["--init-img", "a.png", "--strength", 2], "--strength: '2': give a number above 0"),

@@ -54,7 +54,7 @@ import txt2img
         (["--wings", 2], "--wings"),
         (["--from-file", "long.txt"], "long.txt: a line has 10001 characters; at most 10000 are read"),
         (["--from-file", "empty.txt"], "--from-file empty.txt holds no prompts; write one a line"),
-        (["--from-file", "nowhere.txt"], "nowhere.txt"),
+        (["--from-file", "nowhere.txt"], "error: --from-file nowhere.txt: No such file or directory"),
         (["--from-file", "binary.txt"], "binary.txt: byte 0 is not UTF-8"),
         (["--H", 10], "--H 10: this model takes multiples of 4, such as 12"),
         (["--W", 1], "--W 1: this model takes multiples of 4, such as 4"),
