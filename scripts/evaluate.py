@@ -83,7 +83,8 @@ def rows(opt: argparse.Namespace, steps: list[int]) -> Iterator[tuple[str, dict[
         scale = options["unconditional_guidance_scale"] if opt.scale is None else opt.scale
         with torch.no_grad(), model.ema_scope():
             made = scenes.Scenes(model, sampler, options, opt.n, opt.batch)
-            of = f"distance ×1000, scale {scale:g}, {opt.n} pictures ({made.floor():.0f} of real scenes)"
+            real = made.real() if {"steps", "spacing"} & {*opt.parts} else [0]
+            of = f"distance ×1000, scale {scale:g}, {opt.n} pictures ({min(real):.0f} to {max(real):.0f}: real scenes)"
             if "steps" in opt.parts:
                 for distances, captions in scenes.by_steps(made, steps, scale):
                     yield f"Scenes: {of}", distances
@@ -138,8 +139,10 @@ def _panel(ax: Any, title: str, table: list[dict[str, Any]]) -> None:
     steps = [row["S"] for row in table]
     for name in list(table[0])[1:]:
         ax.plot(steps, [row[name] for row in table], "o-", label=f"η = {name}" if len(name) < 4 else name, markersize=3)
-    if floor := re.search(r"\(([\d.]+) (.*)\)", title):
-        ax.axhline(float(floor[1]), color="grey", linestyle=":", label=floor[2])
+    if floor := re.search(r"\(([\d.]+)(?: to ([\d.]+))?:? (.*)\)", title):
+        low, high = float(floor[1]), float(floor[2] or floor[1])
+        ax.axhspan(low, high, color="grey", alpha=0.25, label=floor[3])
+        ax.axhline(low, color="grey", linestyle=":")
     ax.set(xscale="log", xlabel="steps", xticks=steps, xticklabels=steps)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_title(title.partition(" (")[0], fontsize=9)

@@ -118,6 +118,7 @@ def in_small(name, flags, monkeypatch, folder):
     """What no flag makes small."""
     if name == "evaluate":
         monkeypatch.setattr("evaluation.scenes.FRESH", 80)
+        monkeypatch.setattr("evaluation.scenes.REAL", 1)
     if name == "benchmark":
         monkeypatch.setattr("bench.bulk.SETTINGS", {"one process": 0})  # tests/test_bulk_ray.py begins clusters
     if "--stable_diffusion" in flags:

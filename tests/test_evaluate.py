@@ -69,6 +69,7 @@ def test_a_file_that_no_run_has_written_is_not_written_over(tmp_path):
 @pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout")
 def test_the_bundled_model_is_held_against_fresh_scenes_and_captions(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "FRESH", 80)
+    monkeypatch.setattr(scenes, "REAL", 1)
     monkeypatch.setattr(scenes, "NOISE", few := {name: NOISE[name] for name in ("0", "1")})
     monkeypatch.setattr(scenes, "SPACINGS", ("uniform", "trailing"))
     flags = ["--parts", "steps", "spacing", "scale", "noise", "--steps", "1", "5", "--scales", "1", "3"]
@@ -88,10 +89,12 @@ def test_the_bundled_model_is_held_against_fresh_scenes_and_captions(tmp_path, m
 
 @pytest.mark.skipif(not _config.BUNDLED_CKPT.exists(), reason="the bundled weights are not in this checkout")
 def test_real_scenes_are_nearer_to_others_than_noise_is(monkeypatch):
-    monkeypatch.setattr(scenes, "FRESH", 300)
+    monkeypatch.setattr(scenes, "FRESH", 200)
     opt = evaluate.parse([])
     config, checkpoint, _ = evaluate._model.open_model(opt)
-    made = scenes.Scenes(*evaluate._session.measured(config, checkpoint, opt), 100, 50)
+    made = scenes.Scenes(*evaluate._session.measured(config, checkpoint, opt), 60, 60)
     chance = np.random.default_rng(0)
     noise = [chance.integers(0, 256, (64, 64, 3), np.uint8) for _ in made.descriptions]
-    assert 0 < made.floor() < made.distance(noise) / 5
+    monkeypatch.setattr(scenes, "REAL", 2)
+    one, other = made.real()
+    assert one != other and 0 < max(one, other) < made.distance(noise) / 5

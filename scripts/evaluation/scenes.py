@@ -16,6 +16,7 @@ from evaluation import NOISE, SPACINGS
 from evaluation.distances import frechet
 
 FRESH = 2000  # scenes
+REAL = 12  # times that real ones are drawn, to see how far chance goes
 POOL = 4  # latents a side are taken together: 2 × 2 × 8 numbers describe a picture
 
 
@@ -57,11 +58,15 @@ class Scenes:
         """Fréchet distance of the features from those of fresh scenes, ×1000."""
         return 1000 * frechet(self.features(pictures), self.fresh)
 
-    def floor(self) -> float:
-        """The distance of as many scenes of the same captions, drawn by the program that the model learned from."""
+    def real(self) -> list[float]:
+        """Distances of as many scenes of the same captions, drawn some times by the program that the model learned
+        from."""
         from ldm.data import shapes
 
-        return self.distance([shapes.draw(d, np.random.default_rng(k)) for k, d in enumerate(self.descriptions)])
+        return [
+            self.distance([shapes.draw(d, np.random.default_rng((j, k))) for k, d in enumerate(self.descriptions)])
+            for j in range(REAL)
+        ]
 
 
 def _fresh(n: int) -> list[np.ndarray]:
