@@ -16,6 +16,7 @@ from _bulk_jobs import files, job, manifest, picture_bytes, pictures, prompts
 
 from ldm.bulk import ModelError, Ray, Row, local
 
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # as ldm.bulk says before it imports Ray
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("ray.data", reason="Ray Data is not installed")
 pytestmark = [
@@ -175,6 +176,19 @@ def test_a_model_that_fails_in_an_actor_is_one_error_here(cluster):
     ):
         with pytest.raises(ModelError, match=why):
             list(Ray(2, address=cluster.address)(broken, [[Row(k, k)] for k in range(4)]))
+
+
+def test_nothing_starts_ray_by_itself():
+    code = (
+        "from ldm.bulk import engines\n"
+        "ray = engines._ray()\n"
+        "try: ray.put(1)\n"
+        "except ray.exceptions.RaySystemError: pass\n"
+        "print('started' if ray.is_initialized() else 'not started')\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=clean)
+    assert done.stdout.split("\n")[-2] == "not started", done.stderr
 
 
 # The last one: the cluster is smaller after it.

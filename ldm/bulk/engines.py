@@ -199,6 +199,8 @@ def _environment() -> dict[str, str]:
 
 def _ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell others of the run
+    # Else a thread that Ray Data leaves behind starts Ray anew after a run's shutdown, in the way of the next one.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what is as it should be
     try:
         import ray
