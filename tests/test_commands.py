@@ -34,7 +34,7 @@ def commands_of(page):
 
 COMMANDS = list(dict.fromkeys(line for page in PAGES for line in commands_of(page)))
 OUT = {"sample_diffusion": "-l", "train_shapes": "--out", "compare": "--out", "interpolate": "--out"}  # else --outdir
-NEEDS = {"benchmark": ("diffusers", "transformers"), "measure_bulk": ()}
+NEEDS = {"benchmark": ("diffusers", "transformers"), "ray": ("ray.data",), "parquet": ("pyarrow",)}  # script or word
 NO_OUT = {"fuzz", "score_inpainting", "score_shapes", "show_info"}
 # What makes a command quick; the last flag of a name counts.
 PROMPTS = {
@@ -148,7 +148,7 @@ def test_the_pages_tell_every_script_that_a_reader_runs():
 @pytest.mark.parametrize("line", SCRIPTS)
 def test_a_command_runs(line, tmp_path, monkeypatch, capfd):
     name, flags = words_of(line)
-    for needed in NEEDS.get(name, ()):
+    for needed in (module for word in (name, *flags) for module in NEEDS.get(word, ())):
         pytest.importorskip(needed, reason=f"{needed} is not installed")
     monkeypatch.chdir(ROOT)
     in_small(name, flags, monkeypatch, tmp_path)
