@@ -8,8 +8,8 @@ import pytest
 from _bulk_process import maker, picture, rows
 
 from ldm.bulk import ModelError, Ray, Row, Store, run
+from ldm.bulk.cluster import GaveUp, _environment
 from ldm.bulk.draw import Drawn, Failed, Worker
-from ldm.bulk.engines import _environment
 from ldm.bulk.job import HOPELESS
 
 LIKE = [Row(k, k) for k in range(13)]
@@ -223,32 +223,30 @@ def test_without_ray_the_engine_says_what_to_install(tmp_path, monkeypatch):
 class Faltering(Ray):
     """Ray gives up after each so many batches; `calls` has what it was asked for."""
 
-    def _results(self, ray, make_drawer, batches):
+    def _results(self, make_drawer, batches):
         self.calls.append(len(batches))
         for k, batch in enumerate(batches):
             if k == self.after:
-                raise ray.exceptions.RayError("a node has gone")
+                raise GaveUp("RayError: a node has gone")
             yield Worker(make_drawer)(batch)
 
 
 @pytest.mark.parametrize(("after", "asked"), [(3, [8, 5, 2]), (8, [8])])
 def test_where_ray_gives_up_what_is_left_is_begun_again(after, asked, monkeypatch):
-    ray = pytest.importorskip("ray")
     engine = Faltering()
     object.__setattr__(engine, "calls", [])
     object.__setattr__(engine, "after", after)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     batches = [LIKE[k : k + 1] for k in range(8)]
-    found = [r.index for results in engine._persistently(ray, lambda: Narrow(9), batches) for r in results]
+    found = [r.index for results in engine(lambda: Narrow(9), batches) for r in results]
     assert found == list(range(8)) and engine.calls == asked
 
 
 def test_ray_that_gives_up_at_once_again_and_again_is_an_error(monkeypatch):
-    ray = pytest.importorskip("ray")
     engine = Faltering()
     object.__setattr__(engine, "calls", [])
     object.__setattr__(engine, "after", 0)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(ModelError, match="Ray gave up: RayError: a node has gone"):
-        list(engine._persistently(ray, lambda: Narrow(9), [LIKE]))
+        list(engine(lambda: Narrow(9), [LIKE]))
     assert engine.calls == [1, 1, 1]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from _bulk_jobs import files, job, manifest, picture_bytes, pictures, prompts
 
 from ldm.bulk import ModelError, Ray, Row, local
 
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # as ldm.bulk says before it imports Ray
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # as ldm.bulk.cluster says before it imports Ray
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("ray.data", reason="Ray Data is not installed")
 pytestmark = [
@@ -77,16 +78,38 @@ def disturbed(engine, act, after):
     return disturb
 
 
-def workers():
-    """The processes of Ray's actors."""
+def processes(word):
+    """Those that have this in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and b"ray::MapWorker" in (entry / "cmdline").read_bytes():
+            if entry.name.isdecimal() and word in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except OSError:
             continue  # it has just ended
     return found
+
+
+def workers():
+    """The processes of Ray's actors."""
+    return processes(b"ray::MapWorker")
+
+
+def connected():
+    """The processes that are connected to Ray for somebody else."""
+    return processes(b"from ldm.bulk.apart import main")
+
+
+def wait_for(holds, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def command(cluster, file, outdir):
+    flags = ["--engine", "ray", "--workers", "2", "--address", cluster.address, "--batch_size", "2"]
+    flags += ["--from-file", file, "--outdir", outdir, "--precision", "full"]
+    return list(map(str, [sys.executable, SCRIPT, *flags]))
 
 
 class Counted:
@@ -134,21 +157,45 @@ def test_a_killed_worker_costs_nothing_but_time(file, expected, cluster, tmp_pat
 
 
 def test_a_killed_driver_can_be_started_again(file, expected, cluster, tmp_path):
-    flags = ["--engine", "ray", "--workers", "2", "--address", cluster.address, "--batch_size", "2"]
-    flags += ["--from-file", file, "--outdir", tmp_path, "--precision", "full"]
-    command = list(map(str, [sys.executable, SCRIPT, *flags]))
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(files(tmp_path)[0]) < 6 and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    run = command(cluster, file, tmp_path)
+    driver = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: len(files(tmp_path)[0]) >= 6 or driver.poll() is not None)
     driver.kill()
     said = driver.communicate()[1].decode()
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in files(tmp_path)[0]}
     assert 6 <= len(before) < COUNT, said
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    wait_for(lambda: not connected(), 30)
+    assert not connected()
+    done = subprocess.run(run, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert f"{COUNT - len(before)} pictures drawn, {len(before)} there before" in done.stdout
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in before}  # none was drawn again
+    check(tmp_path, expected)
+
+
+def test_a_driver_that_is_interrupted_ends_in_good_order(file, cluster, tmp_path):
+    run = command(cluster, file, tmp_path)
+    driver = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: len(files(tmp_path)[0]) >= 6 or driver.poll() is not None)
+    os.killpg(driver.pid, signal.SIGINT)
+    told, said = driver.communicate(timeout=60)
+    there, parts = files(tmp_path)
+    assert driver.returncode == 130, said
+    assert f"{len(there)} pictures drawn" in told and f"{COUNT - len(there)} left" in told
+    assert 6 <= len(there) < COUNT and not parts and there == {r["file"] for r in manifest(tmp_path).values()}
+    assert not connected()
+
+
+def test_another_process_goes_on_where_ray_ends_the_one_that_it_is_in(file, expected, cluster, tmp_path, caplog):
+    killed = []
+
+    def kill():
+        killed.extend(connected())
+        os.kill(*killed, signal.SIGKILL)
+
+    engine = disturbed(Ray(2, address=cluster.address), kill, after=2)
+    assert job(tmp_path, file, engine=engine, batch_size=2).drawn == COUNT
+    assert len(killed) == 1 and "its process ended with status -9" in caplog.text
     check(tmp_path, expected)
 
 
@@ -178,10 +225,39 @@ def test_a_model_that_fails_in_an_actor_is_one_error_here(cluster):
             list(Ray(2, address=cluster.address)(broken, [[Row(k, k)] for k in range(4)]))
 
 
+def own_process(cluster, paths):
+    """(its last line, what it says) of a process that has connected by itself, with actors that look for modules in
+    `paths`. The tests' own might end with Ray."""
+    code = (
+        "import os, ray, test_bulk_ray as tests\n"
+        f"env = {{'env_vars': {{'PYTHONPATH': {paths!r}}}}}\n"
+        f"ray.init(address={cluster.address!r}, log_to_driver=False, runtime_env=env)\n"
+        "found = tests.Ray(address='127.0.0.1:1')(tests.Counted, [[tests.Row(k, k)] for k in range(3)])\n"
+        "try: print(sorted(r.png for results in found for r in results), len(tests.connected()), flush=True)\n"
+        "except tests.ModelError as error: print(error, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    own = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, env=own, check=False)
+    return done.stdout.rstrip("\n").split("\n")[-1], done.stderr
+
+
+def test_who_has_connected_to_ray_before_has_chosen(cluster):
+    found, said = own_process(cluster, os.pathsep.join(path for path in sys.path if path))
+    assert found == "[b'0', b'1', b'2'] 0", said
+
+
+def test_nodes_that_lack_what_the_job_needs_are_named(cluster):
+    """Ray itself would begin such actors again and again, and say nothing."""
+    found, said = own_process(cluster, "/nowhere")
+    assert re.fullmatch(r"the Ray node [\d.]+ lacks what the job needs: ModuleNotFoundError: .*'\w+'", found), said
+
+
 def test_nothing_starts_ray_by_itself():
     code = (
-        "from ldm.bulk import engines\n"
-        "ray = engines._ray()\n"
+        "from ldm.bulk import cluster\n"
+        "ray = cluster.load()\n"
         "try: ray.put(1)\n"
         "except ray.exceptions.RaySystemError: pass\n"
         "print('started' if ray.is_initialized() else 'not started')\n"
