@@ -68,7 +68,8 @@ def settings(opt: argparse.Namespace, session: Session, shape: Sequence[int]) ->
     made |= {"precision": opt.precision or session.config.precision, "width": shape[2] * f, "height": shape[1] * f}
     if opt.low_mem:
         made.pop("batch_guidance", None)
-    return {name: value for name, value in made.items() if name not in ("prompt", "seed")}
+    made = {name: value for name, value in made.items() if name not in ("prompt", "seed")}
+    return {**made, "model_sha256": session.model_sha256()}
 
 
 def checker(opt: argparse.Namespace, session: Session) -> Callable[[Row], None]:

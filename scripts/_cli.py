@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import sys
@@ -34,7 +35,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(name, **{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        self.exit(2, f"{self.prog}: error: {message}{self._near(message)} (--help lists the flags)\n")
+
+    def _near(self, message: str) -> str:
+        """What a flag that is not known was perhaps meant to be."""
+        flags = re.findall(r"--\w[\w-]+", self.format_help())
+        unknown = re.findall(r"--\w[\w-]+", message.partition("unrecognized arguments:")[2])
+        near = [flag for given in unknown for flag in difflib.get_close_matches(given, flags, 1, cutoff=0.75)]
+        return f"; did you mean {near[0]}?" if near else ""
 
 
 def run(main: Callable[[Sequence[str] | None], None], name: str, argv: Sequence[str] | None = None) -> None:

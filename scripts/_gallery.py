@@ -43,6 +43,7 @@ class Gallery:
         self._pictures = _Numbered(self.samples, prefix, digits) if save else None
         self._grids = _Numbered(Path(outdir), "grid-", 4) if grid else None
         self._kept: list[tuple[Any, str]] = []
+        self._steps: Path | None = None
 
     def add(
         self,
@@ -67,8 +68,9 @@ class Gallery:
                     told = json.dumps(made, indent=1, ensure_ascii=False)
                     path.with_suffix(".json").write_text(f"{told}\n", encoding="utf-8")
             if frames:
+                self._steps = self._outdir / "steps"
                 labels, looks = zip(*((label, pictures[k]) for label, pictures in frames), strict=True)
-                _trajectory.save(self._outdir / "steps", path.stem, labels, looks)
+                _trajectory.save(self._steps, path.stem, labels, looks)
             if self._grids:
                 self._kept.append((picture, caption or made["prompt"]))
             paths.append(path)
@@ -89,6 +91,8 @@ class Gallery:
             pictures, prompts = zip(*self._kept, strict=True)
             sheet = grid(pictures, columns, prompts if len(set(prompts)) > 1 else None)
             places.append(f"side by side in {self._grids.save(sheet)}")
+        if self._steps:
+            places.append(f"their steps in {self._steps}")
         return f"{_pictures(self.count)}: {', '.join(places) or 'none was saved'}"
 
     def __enter__(self) -> Gallery:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import hashlib
 import itertools
+import json
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -92,7 +94,10 @@ class Session:
         from ldm.sampling.timesteps import check_count
 
         if (total := _config.timesteps(self.config)) is not None:
-            check_count(self.options["S"], total)
+            try:
+                check_count(self.options["S"], total)
+            except ValueError as error:  # who knows only the flags has not heard of S
+                raise ValueError(f"--ddim_steps {self.options['S']}: {str(error).partition(': ')[2]}") from error
         said = eta is not None or "eta" in (self.config.sampler.get("params") or {})
         if getattr(self._class, "DETERMINISTIC", False) and not said:
             self.options["eta"] = 0.0
@@ -125,6 +130,17 @@ class Session:
         if self.kind == "text":
             self._texts = [*prompts, *([opt.negative_prompt] if self.guided else [])]
         return prompts
+
+    def model_sha256(self) -> str:
+        """Of what the model is beside its name: the config, the weights and the learned words. Before `loaded`."""
+        from omegaconf import OmegaConf
+
+        from ldm.checkpoint import weights_sha256
+
+        config = json.dumps(OmegaConf.to_container(self.config.model), sort_keys=True)
+        parts = [config.encode(), weights_sha256(self._checkpoint.weights).encode()]
+        parts += [Path(path).read_bytes() for path in self._embeddings]
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
     @contextlib.contextmanager
     def loaded(self):

@@ -143,7 +143,7 @@ def fill(session: Session, way: str, source: tuple[str, str], prompts: list[str]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to warn of was said when all were read at first
         picture, hole = read(source, opt)
-    canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=path)
+        canvas = _pictures.Canvas.of(picture, session.config, opt.C, opt.f, name=path)
     holes = padded(torch.from_numpy(hole)[None, None].float(), canvas.multiple)
     shown, given = _inpainting.shown_and_given(session.model, way, canvas.tensor(), holes, opt.strength)
     told = {"init_img": Path(path).name, "mask": Path(mask).name, "white": opt.white, "strength": opt.strength}

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from ldm.checkpoint.digest import weights_sha256
 from ldm.checkpoint.files import load_checkpoint, load_state_dict
 from ldm.checkpoint.save import save_checkpoint
 
@@ -68,6 +69,21 @@ def test_a_part_of_a_large_storage_is_saved_without_the_rest(suffix, tmp_path):
 def test_metadata_stands_beside_the_weights(suffix, tmp_path):
     save_checkpoint({"a": torch.ones(1)}, tmp_path / f"a{suffix}", metadata={"global_step": 7, "title": "a model"})
     assert load_checkpoint(tmp_path / f"a{suffix}").global_step == 7
+
+
+def test_files_of_the_same_weights_have_the_same_digest_and_others_another(weights, tmp_path):
+    made = {weights_sha256(weights)}
+    for suffix in SUFFIXES:
+        save_checkpoint(weights, tmp_path / f"a{suffix}")
+        made.add(weights_sha256(load_state_dict(tmp_path / f"a{suffix}")))
+    assert len(made) == 1
+    one, name = weights["layer.float32"], "layer.float32"
+    changed = one.clone()
+    changed[2, 4] = torch.nextafter(changed[2, 4], torch.tensor(9.0))
+    others = [{name: changed}, {name: one.view(5, 3)}, {name: one.view(torch.int32)}, {"scalar": one, name: None}]
+    for other in others:
+        made.add(weights_sha256({k: v for k, v in {**weights, **other}.items() if v is not None}))
+    assert len(made) == 1 + len(others)
 
 
 class Model(nn.Module):

@@ -224,6 +224,12 @@ def test_a_hole_in_every_cell_is_warned_of(fill):
 # -------------------------------------------------------------------------------------------------- masks, names, seeds
 
 
+def test_a_picture_much_larger_than_the_models_is_warned_of_once(fill):
+    write("b", 20, 16)  # five times 8x8
+    said = fill(*flags_of("b"))[1]
+    assert sum("times the area that this model was made for" in line for line in said) == 1
+
+
 def test_white_may_mean_what_is_kept(fill):
     pixels, hole = write("a")
     Image.fromarray(~hole).save("turned.png")

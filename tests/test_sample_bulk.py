@@ -10,6 +10,7 @@ import sample_bulk
 from _bulk_jobs import manifest, pictures
 from _script_models import of_as_many_classes_as_imagenet, of_classes, unconditional, written
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ldm.bulk import Summary
 from ldm.image import read_settings
@@ -178,6 +179,20 @@ def test_another_job_in_the_folder_is_an_error_that_says_what_differs(bulk):
     bulk(rows=ROWS)
     status, _, said = bulk("--scale", 3, rows=ROWS)
     assert status == 2 and "another job: scale was 2.0, and is 3.0 now" in said[-1] and "--overwrite" in said[-1]
+
+
+def test_other_rows_and_another_model_of_the_same_name_are_other_jobs(bulk, tmp_path):
+    model = written(tmp_path, lambda params: None)
+    assert bulk(rows=ROWS, model=model)[0] == 1
+    assert "4 there before" in bulk(rows=ROWS, model=model)[1]
+    assert "has another job: other rows; take" in bulk(rows=ROWS.replace("circle", "star"), model=model)[2][-1]
+    written(tmp_path, lambda params: params.update(scale_factor=0.5))
+    assert "has another job: another model; take" in bulk(rows=ROWS, model=model)[2][-1]
+    written(tmp_path, lambda params: None)
+    weights = load_file(tmp_path / "other.safetensors")
+    weights["model.diffusion_model.out.2.bias"] += 1e-3
+    save_file(weights, tmp_path / "other.safetensors")
+    assert "has another job: another model; take" in bulk(rows=ROWS, model=model)[2][-1]
 
 
 def test_what_spreads_the_work_is_no_other_job(bulk):

@@ -38,7 +38,8 @@ def scene(tmp_path):
 )
 def test_each_picture_has_a_sheet_and_an_animation_that_ends_with_it(script, flags, run, scene):
     more = {"script": script} if script else {}
-    assert run(*flags, *ONE, "--save_steps", 4, "--outdir", "out", **more)[0] == 0
+    status, said, _ = run(*flags, *ONE, "--save_steps", 4, "--outdir", "out", **more)
+    assert status == 0 and "their steps in out/steps" in said[-1]
     saved = sorted(Path("out/samples").glob("*.png"))
     assert [p.name for p in sorted(Path("out/steps").iterdir())] == [
         f"0000{k}.{s}" for k in (0, 1) for s in ("gif", "png")

@@ -51,7 +51,8 @@ import txt2img
         (["--scale", "nan"], "--scale: 'nan': give a number"),
         (["--seed", -1], "--seed: '-1'"),
         (["--precision", "half"], "choose from"),
-        (["--wings", 2], "--wings"),
+        (["--wings", 2], "unrecognized arguments: --wings (--help"),
+        (["--promt=a", "b"], "unrecognized arguments: --promt=a; did you mean --prompt? (--help"),
         (["--from-file", "long.txt"], "long.txt: a line has 10001 characters; at most 10000 are read"),
         (["--from-file", "empty.txt"], "--from-file empty.txt holds no prompts; write one a line"),
         (["--from-file", "nowhere.txt"], "error: --from-file nowhere.txt: No such file or directory"),
@@ -143,7 +144,7 @@ def test_a_value_of_the_wrong_kind_is_named_with_the_right_one(override, remedy,
         (["sampler.params.noise_device=5"], "noise_device"),
         (["model.target=subprocess.run"], "subprocess.run"),
         (["model.target=ldm.nowhere.Model"], "ldm.nowhere"),
-        (["--ddim_steps", 101], "101"),
+        (["--ddim_steps", 101], "--ddim_steps 101: choose a number of steps from 1 to 100, the timesteps that the"),
     ],
 )
 def test_a_model_that_does_not_fit_is_one_line_too(flags, said, run):

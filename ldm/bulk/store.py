@@ -135,11 +135,8 @@ class Store:
         except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is damaged ({str(error)[:100]}); {remedy}") from error
         if changed := [name for name in {**earlier, **job} if earlier.get(name) != job.get(name)]:
-            was, now = (json.dumps(which.get(changed[0]))[:80] for which in (earlier, job))
-            others = f", as are {', '.join(changed[1:])}" if changed[1:] else ""
-            raise ValueError(
-                f"{self.outdir} has another job: {changed[0]} was {was}, and is {now} now{others}; {remedy}"
-            )
+            said = [_changed(name, earlier.get(name), job.get(name)) for name in changed]
+            raise ValueError(f"{self.outdir} has another job: {', '.join(said[:5])}; {remedy}")
         if set(job["bad_rows"]) != bad:
             self._write_job(bad)  # before any is drawn: then it may not change again
 
@@ -147,7 +144,7 @@ class Store:
         """What the next run has to agree with; of the `bad` rows, which are not drawn, only which they are."""
         told = [BadRow(row.index, "") if row.index in bad else row for row in self.rows]
         listed = [row.index for row in told if row.index in bad]
-        made = {**self.settings, "rows": _digest(told), "bad_rows": listed, "output": self._places.kind}
+        made = {**self.settings, "rows_sha256": _digest(told), "bad_rows": listed, "output": self._places.kind}
         return json.loads(json.dumps(made))
 
     def _write_job(self, bad: Container[int]) -> None:
@@ -227,7 +224,14 @@ def _digest(rows: Sequence[Row | BadRow]) -> str:
     for row in rows:
         told = (row.index, row.seed, row.prompt, row.negative_prompt, *row.likeness) if isinstance(row, Row) else None
         made.update(f"{json.dumps(told)}\n".encode())
-    return f"{len(rows)}, {made.hexdigest()[:16]}"
+    return made.hexdigest()
+
+
+def _changed(name: str, was: Any, now: Any) -> str:
+    """In words; digests would say nothing."""
+    if name.endswith("_sha256"):
+        return "other rows" if name == "rows_sha256" else f"another {name.removesuffix('_sha256')}"
+    return f"{name} was {json.dumps(was)[:80]}, and is {json.dumps(now)[:80]} now"
 
 
 def _jsonl(records: Iterable[Mapping[str, Any]]) -> bytes:

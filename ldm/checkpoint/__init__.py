@@ -1,5 +1,6 @@
 """Every checkpoint format to one state dict in CompVis' layout, and a model from it. Nothing a file says is run."""
 
+from ldm.checkpoint.digest import weights_sha256
 from ldm.checkpoint.embeddings import load_embeddings, save_embeddings
 from ldm.checkpoint.errors import CheckpointError
 from ldm.checkpoint.files import Checkpoint, load_checkpoint, load_state_dict
@@ -22,4 +23,5 @@ __all__ = [
     "load_weights",
     "save_checkpoint",
     "save_embeddings",
+    "weights_sha256",
 ]
