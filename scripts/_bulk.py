@@ -88,7 +88,7 @@ def checker(opt: argparse.Namespace, session: Session) -> Callable[[Row], None]:
 
     def check(row: Row) -> None:
         if total is not None and row.steps is not None:
-            check_count(row.steps, total)
+            check_count(row.steps, total, "steps =")
         check_size(row.height, row.width)
         if session.kind == "class":
             check_class(row.prompt, _negative(opt, row), _session.guided(_options(session, row)))
@@ -109,8 +109,9 @@ def _negative(opt: argparse.Namespace, row: Row) -> str:
 class Drawing:
     """Makes what draws. It can be pickled, and does so on another machine if that has the files at the same path."""
 
-    def __init__(self, opt: argparse.Namespace):
-        self._opt = copy.copy(opt)
+    def __init__(self, opt: argparse.Namespace, sha256: str | None = None):
+        """`sha256`: of the model (`Session.model_sha256`), where it is to be no other than that."""
+        self._opt, self._sha256 = copy.copy(opt), sha256
         for name in ("config", "ckpt"):
             given = getattr(opt, name)
             if given is not None and os.path.exists(given):  # else it is the name of a released model's
@@ -121,6 +122,8 @@ class Drawing:
         opt, session = self._opt, Session(self._opt)
         if session.kind == "nothing":
             session.options |= _model.UNGUIDED
+        if self._sha256 not in (None, session.model_sha256()):
+            raise ValueError("it is another one than at the beginning of the job: its file, or its config, has changed")
         opened = session.loaded()
         opened.__enter__()  # for as long as the process lives
 

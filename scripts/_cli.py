@@ -38,11 +38,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{self._near(message)} (--help lists the flags)\n")
 
     def _near(self, message: str) -> str:
-        """What a flag that is not known was perhaps meant to be."""
-        flags = re.findall(r"--\w[\w-]+", self.format_help())
+        """What flags that are not known were perhaps meant to be."""
         unknown = re.findall(r"--\w[\w-]+", message.partition("unrecognized arguments:")[2])
-        near = [flag for given in unknown for flag in difflib.get_close_matches(given, flags, 1, cutoff=0.75)]
-        return f"; did you mean {near[0]}?" if near else ""
+        close = [difflib.get_close_matches(flag, self._option_string_actions, 1, cutoff=0.75) for flag in unknown]
+        near = " ".join(flag for flags in close for flag in flags)
+        return f"; did you mean {near}?" if near else ""
 
 
 def run(main: Callable[[Sequence[str] | None], None], name: str, argv: Sequence[str] | None = None) -> None:

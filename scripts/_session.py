@@ -94,10 +94,8 @@ class Session:
         from ldm.sampling.timesteps import check_count
 
         if (total := _config.timesteps(self.config)) is not None:
-            try:
-                check_count(self.options["S"], total)
-            except ValueError as error:  # who knows only the flags has not heard of S
-                raise ValueError(f"--ddim_steps {self.options['S']}: {str(error).partition(': ')[2]}") from error
+            given = getattr(self.opt, "ddim_steps", None) is not None
+            check_count(self.options["S"], total, "--ddim_steps" if given else "sampler.params.S =")
         said = eta is not None or "eta" in (self.config.sampler.get("params") or {})
         if getattr(self._class, "DETERMINISTIC", False) and not said:
             self.options["eta"] = 0.0

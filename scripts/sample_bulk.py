@@ -110,9 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = _config.latent_shape(session.config, opt.H, opt.W, opt.C, opt.f)
     rows = _bulk.rows(opt, session)
     made = {"format": opt.format, "shard_size": opt.shard_size, "manifest": opt.manifest, "overwrite": opt.overwrite}
-    with Store(opt.outdir, rows, _bulk.settings(opt, session, shape), **made) as store:
-        can = _bulk.checker(opt, session)
-        summary = run(store, _bulk.Drawing(opt), batch_size=opt.batch_size, engine=spread, check=can)
+    settings = _bulk.settings(opt, session, shape)
+    with Store(opt.outdir, rows, settings, **made) as store:
+        can, draw = _bulk.checker(opt, session), _bulk.Drawing(opt, settings["model_sha256"])
+        summary = run(store, draw, batch_size=opt.batch_size, engine=spread, check=can)
     tell(summary, opt)
 
 

@@ -80,7 +80,7 @@ def test_files_of_the_same_weights_have_the_same_digest_and_others_another(weigh
     one, name = weights["layer.float32"], "layer.float32"
     changed = one.clone()
     changed[2, 4] = torch.nextafter(changed[2, 4], torch.tensor(9.0))
-    others = [{name: changed}, {name: one.view(5, 3)}, {name: one.view(torch.int32)}, {"scalar": one, name: None}]
+    others = [{name: changed}, {name: one.view(5, 3)}, {name: one.view(torch.int32)}, {f"{name}x": one, name: None}]
     for other in others:
         made.add(weights_sha256({k: v for k, v in {**weights, **other}.items() if v is not None}))
     assert len(made) == 1 + len(others)

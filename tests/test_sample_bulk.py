@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import _bulk
 import _config
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def test_bad_rows_are_listed_good_ones_drawn_and_the_counts_add_up(bulk):
     assert said == "7 rows: 4 pictures drawn, 0 there before, 3 failed: out/manifest.jsonl; out/errors.jsonl says why"
     reasons = {e["row"]: e["reason"] for e in map(json.loads, Path("out/errors.jsonl").read_text().splitlines())}
     assert reasons[3] == "prompt is null" and "multiples of" in reasons[5] and sorted(reasons) == [3, 5, 6]
+    assert reasons[6].startswith("steps = 999: choose a number of steps from 1 to 100")
     assert {k: r["id"] for k, r in manifest("out").items() if "id" in r} == {1: "b"}
     assert bulk(rows=ROWS)[:2] == (1, said.replace("4 pictures drawn, 0 there", "0 pictures drawn, 4 there"))
 
@@ -193,6 +195,30 @@ def test_other_rows_and_another_model_of_the_same_name_are_other_jobs(bulk, tmp_
     weights["model.diffusion_model.out.2.bias"] += 1e-3
     save_file(weights, tmp_path / "other.safetensors")
     assert "has another job: another model; take" in bulk(rows=ROWS, model=model)[2][-1]
+
+
+def test_a_job_that_did_not_note_its_model_says_so(bulk):
+    bulk(rows=ROWS)
+    job = json.loads(Path("out/job.json").read_text())
+    del job["model_sha256"]
+    Path("out/job.json").write_text(json.dumps(job))
+    said = bulk(rows=ROWS)[2][-1]
+    assert "has another job: its model was not noted by the version that began it; take another folder" in said
+
+
+def test_a_worker_that_finds_another_model_than_the_job_began_with_stops_it(bulk, monkeypatch, tmp_path):
+    """Training may write over the file while the job is at work."""
+    model = written(tmp_path, lambda params: None)
+    begun = _bulk.Drawing.__init__
+
+    def trained_on(self, *given):
+        begun(self, *given)
+        written(tmp_path, lambda params: params.update(scale_factor=0.5))
+
+    monkeypatch.setattr(_bulk.Drawing, "__init__", trained_on)
+    status, _, said = bulk(rows=ROWS, model=model)
+    assert status == 2 and "the model cannot be loaded: ValueError: it is another one than at the beginning" in said[-1]
+    assert not pictures("out")
 
 
 def test_what_spreads_the_work_is_no_other_job(bulk):

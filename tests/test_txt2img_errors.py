@@ -144,6 +144,7 @@ def test_a_value_of_the_wrong_kind_is_named_with_the_right_one(override, remedy,
         (["sampler.params.noise_device=5"], "noise_device"),
         (["model.target=subprocess.run"], "subprocess.run"),
         (["model.target=ldm.nowhere.Model"], "ldm.nowhere"),
+        (["sampler.params.S=101"], "sampler.params.S = 101: choose a number of steps from 1 to 100"),
         (["--ddim_steps", 101], "--ddim_steps 101: choose a number of steps from 1 to 100, the timesteps that the"),
     ],
 )

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +88,9 @@ def _results(ray, spread: Ray, make_drawer, batches) -> Results:
     context.execution_options.preserve_order = False
     if hasattr(context, "max_consecutive_actor_init_deaths"):  # by default one is too many
         context.max_consecutive_actor_init_deaths = 20
-    workers = min(_room(ray, spread), len(batches))
-    _check_nodes(ray, ray.cloudpickle.dumps((_Actor, make_drawer)))
+    room = _room(ray, spread)
+    workers = min(sum(room.values()), spread.workers, len(batches))
+    _check_nodes(ray, room, ray.cloudpickle.dumps((_Actor, make_drawer)))
     pieces = [{"rows": pickle.dumps(list(batch))} for batch in batches]
     found = ray.data.from_items(pieces, override_num_blocks=min(len(pieces), MAX_BLOCKS)).map_batches(
         _Actor,
@@ -108,38 +109,41 @@ def _results(ray, spread: Ray, make_drawer, batches) -> Results:
         yield results
 
 
-def _room(ray, spread: Ray) -> int:
-    """How many workers there can be. ValueError where there is no room for one: Ray would wait for it forever."""
+def _room(ray, spread: Ray) -> dict[str, int]:
+    """{the id of a node that is there: how many workers it has room for}, of those that have any. ValueError where none
+    has: Ray would wait for it forever."""
     needs = {"CPU": spread.num_cpus, "GPU": spread.num_gpus}
-    room = 0
+    room = {}
     for node in ray.nodes():
-        if node["Alive"]:
-            fits = [node["Resources"].get(name, 0) // need for name, need in needs.items() if need]
-            room += int(min(fits, default=spread.workers))
+        fits = [node["Resources"].get(name, 0) // need for name, need in needs.items() if need]
+        if node["Alive"] and (count := int(min(fits, default=spread.workers))):
+            room[node["NodeID"]] = count
     if not room:
         wanted = " and ".join(f"{need:g} {name}" for name, need in needs.items() if need)
         raise ValueError(f"no node of the Ray cluster has {wanted}, which a worker takes; give it less, or add nodes")
-    if room < spread.workers:
-        warnings.warn(f"the Ray cluster has room for {room} of {spread.workers} workers", FewerWorkers, stacklevel=2)
-    return min(room, spread.workers)
+    if (total := sum(room.values())) < spread.workers:
+        warnings.warn(f"the Ray cluster has room for {total} of {spread.workers} workers", FewerWorkers, stacklevel=2)
+    return room
 
 
-def _check_nodes(ray, actor: bytes) -> None:
-    """ModelError where a node cannot load the pickled actor: Ray would try it again and again, without a word."""
+def _check_nodes(ray, nodes: Iterable[str], actor: bytes) -> None:
+    """ModelError where one of these nodes cannot load the pickled actor: Ray would try it again and again, without a
+    word."""
 
-    def load() -> str | None:  # pickled itself, as it is no module's, so that a node without this package can run it
+    def lacks() -> str | None:  # pickled itself, as it is no module's, so that a node without this package can run it
         try:
             pickle.loads(actor)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
     on = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    task = ray.remote(load)
-    asked = [task.options(num_cpus=0, scheduling_strategy=on(node["NodeID"], soft=False)).remote() for node in alive]
-    for node, error in zip(alive, ray.get(asked), strict=True):
-        if error is not None:
-            raise ModelError(f"the Ray node {node['NodeManagerAddress']} lacks what the job needs: {error}")
+    task = ray.remote(lacks)
+    asked = [task.options(num_cpus=0, scheduling_strategy=on(node, soft=False)).remote() for node in nodes]
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    for node, answer in zip(nodes, asked, strict=True):
+        with contextlib.suppress(ray.exceptions.RayError):  # the node has gone; the others draw
+            if (error := ray.get(answer)) is not None:
+                raise ModelError(f"the Ray node {addresses[node]} lacks what the job needs: {error}")
 
 
 class _Actor:

@@ -50,18 +50,20 @@ class Ray:
         left, failures = list(batches), 0
         while left:
             came: set[int] = set()
+            failed = None
             try:
                 with contextlib.closing(self._results(make_drawer, left)) as found:
                     for results in found:
                         came.update(result.index for result in results)
                         yield results
             except cluster.GaveUp as error:
-                failures = 1 if came else failures + 1
-                if failures == PATIENCE:
-                    raise ModelError(f"Ray gave up: {error}") from error
-                _logger.warning("Ray gave up, and begins again with what is left: %s", error)
-                time.sleep(1)  # for the cluster to notice what is gone
+                failures, failed = 1 if came else failures + 1, error
             left = [batch for batch in left if batch[0].index not in came]
+            if failures == PATIENCE:
+                raise ModelError(f"Ray gave up: {failed}") from failed
+            if failed and left:
+                _logger.warning("Ray gave up, and begins again with what is left: %s", failed)
+                time.sleep(1)  # for the cluster to notice what is gone
 
     def _results(self, make_drawer: Callable[[], Drawer], batches: Sequence[Sequence[Row]]) -> Results:
         """Of one attempt; GaveUp where it is Ray that fails."""

@@ -136,7 +136,7 @@ class Store:
             raise ValueError(f"{path} is damaged ({str(error)[:100]}); {remedy}") from error
         if changed := [name for name in {**earlier, **job} if earlier.get(name) != job.get(name)]:
             said = [_changed(name, earlier.get(name), job.get(name)) for name in changed]
-            raise ValueError(f"{self.outdir} has another job: {', '.join(said[:5])}; {remedy}")
+            raise ValueError(f"{self.outdir} has another job: {', '.join(said)}; {remedy}")
         if set(job["bad_rows"]) != bad:
             self._write_job(bad)  # before any is drawn: then it may not change again
 
@@ -144,7 +144,7 @@ class Store:
         """What the next run has to agree with; of the `bad` rows, which are not drawn, only which they are."""
         told = [BadRow(row.index, "") if row.index in bad else row for row in self.rows]
         listed = [row.index for row in told if row.index in bad]
-        made = {**self.settings, "rows_sha256": _digest(told), "bad_rows": listed, "output": self._places.kind}
+        made = {**self.settings, "rows": _digest(told), "bad_rows": listed, "output": self._places.kind}
         return json.loads(json.dumps(made))
 
     def _write_job(self, bad: Container[int]) -> None:
@@ -224,13 +224,16 @@ def _digest(rows: Sequence[Row | BadRow]) -> str:
     for row in rows:
         told = (row.index, row.seed, row.prompt, row.negative_prompt, *row.likeness) if isinstance(row, Row) else None
         made.update(f"{json.dumps(told)}\n".encode())
-    return made.hexdigest()
+    return f"{len(rows)}, {made.hexdigest()[:16]}"
 
 
 def _changed(name: str, was: Any, now: Any) -> str:
     """In words; digests would say nothing."""
+    if name == "rows":
+        return "other rows"
     if name.endswith("_sha256"):
-        return "other rows" if name == "rows_sha256" else f"another {name.removesuffix('_sha256')}"
+        what = name.removesuffix("_sha256")
+        return f"another {what}" if was else f"its {what} was not noted by the version that began it"
     return f"{name} was {json.dumps(was)[:80]}, and is {json.dumps(now)[:80]} now"
 
 

@@ -135,12 +135,12 @@ def given_timesteps(timesteps: Sequence[int], s: int, t: int) -> np.ndarray:
     return steps
 
 
-def check_count(s: int, t: int) -> int:
-    """S as an int. TypeError unless it is whole, ValueError unless 1 ≤ S ≤ T."""
+def check_count(s: int, t: int, name: str = "S =") -> int:
+    """S as an int. TypeError unless it is whole, ValueError unless 1 ≤ S ≤ T. `name`: what the caller calls it."""
     try:
         count = operator.index(s)
     except TypeError:
-        raise TypeError(f"S = {s!r}: the number of steps must be an int from 1 to {t}") from None
+        raise TypeError(f"{name} {s!r}: the number of steps must be an int from 1 to {t}") from None
     if not 1 <= count <= t:
-        raise ValueError(f"S = {s}: choose a number of steps from 1 to {t}, the timesteps that the model knows")
+        raise ValueError(f"{name} {s}: choose a number of steps from 1 to {t}, the timesteps that the model knows")
     return count
