@@ -54,13 +54,24 @@ def _begun(job: bytes) -> subprocess.Popen:
         [sys.executable, "-c", _COMMAND],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": modules},
         start_new_session=True,  # a Ctrl-C is for the process that keeps the results, and that one ends this
     )
+    threading.Thread(target=_pass_on, args=(process.stderr,), daemon=True).start()
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(job)
         process.stdin.flush()  # and it stays open: when it closes, nobody waits for the results any more
     return process
+
+
+def _pass_on(said: BinaryIO) -> None:
+    """What the process says, but for Ray's line that it says little."""
+    with said:
+        for line in said:
+            if b"Set ray log level" not in line:
+                sys.stderr.write(line.decode(errors="replace"))
+                sys.stderr.flush()
 
 
 def _received(process: subprocess.Popen) -> list | Exception | None:
