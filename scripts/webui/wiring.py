@@ -44,8 +44,20 @@ def wire(gr, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any])
 
 
 def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None:
+    pressed = [p["draw"].click, *(p[name].submit for name in ("prompt", "negative", "steps", "scale", "eta", "seed"))]
+    told = [p["status"], p["cancel"]]
+    gr.on(pressed, None, p["status"], told, js=PRESSED, **QUICK)
+    outputs = [p[name] for name in ("preview", "status", "seed", "kept", "chosen", "shown", "past", "sends")]
+    inputs, drawn = [p[name] for name in GIVEN], _drawn(gr, studio, line, gallery, p)
+    event = gr.on(pressed, drawn, inputs, outputs, trigger_mode="once", **QUICK)
+    event.then(None, p["status"], told, js=ENDED, **QUICK)
+    p["cancel"].click(None, None, told, cancels=[event], js=CANCELLED, **QUICK)
+
+
+def _drawn(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]):
+    """What Draw calls: a generator of the page's updates."""
+
     def drawn(*values):
-        """A generator of the page's updates."""
         given = dict(zip(GIVEN, values, strict=True))
         try:
             seed = random.randrange(2**32) if given["fresh"] == "random" else forms.seed_of(given["seed"])
@@ -73,13 +85,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
             p["past"]: gr.Column(visible=True), p["sends"]: gr.Row(visible=True),
         }  # fmt: skip
 
-    pressed = [p["draw"].click, *(p[name].submit for name in ("prompt", "negative", "steps", "scale", "eta", "seed"))]
-    told = [p["status"], p["cancel"]]
-    gr.on(pressed, None, p["status"], told, js=PRESSED, **QUICK)
-    outputs = [p[name] for name in ("preview", "status", "seed", "kept", "chosen", "shown", "past", "sends")]
-    event = gr.on(pressed, drawn, [p[name] for name in GIVEN], outputs, trigger_mode="once", **QUICK)
-    event.then(None, p["status"], told, js=ENDED, **QUICK)
-    p["cancel"].click(None, None, told, cancels=[event], js=CANCELLED, **QUICK)
+    return drawn
 
 
 def _gallery(gr, p: dict[str, Any]) -> None:
