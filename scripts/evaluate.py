@@ -34,6 +34,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         help="pictures of each setting (default: 200)")  # fmt: skip
     parser.add_argument("--scale", type=float, help="of the tables over steps (default: the config's)")
     parser.add_argument("--points", type=_cli.number(int, 100, 10**6), default=20_000, help="of the mixture")
+    parser.add_argument("--seed", type=_cli.number(int, 0, 2**32 - 1), default=0,
+                        help="of the first picture; the next ones count on (default: 0)")  # fmt: skip
     parser.add_argument("--batch", type=_cli.number(int, 1, 1024), default=50)
     parser.add_argument("--outdir", default="outputs/evaluation", help="(default: %(default)s)")
     parser.set_defaults(config=None, ckpt=None, ema=False, device="auto", precision=None, overrides=[])
@@ -82,22 +84,24 @@ def rows(opt: argparse.Namespace, steps: list[int]) -> Iterator[tuple[str, dict[
         model, sampler, options = _session.measured(config, checkpoint, opt)
         scale = options["unconditional_guidance_scale"] if opt.scale is None else opt.scale
         with torch.no_grad(), model.ema_scope():
-            made = scenes.Scenes(model, sampler, options, opt.n, opt.batch)
+            made = scenes.Scenes(model, sampler, options, opt.n, opt.batch, opt.seed)
             real = made.real() if {"steps", "spacing"} & {*opt.parts} else [0]
-            of = f"distance ×1000, scale {scale:g}, {opt.n} pictures ({min(real):.0f} to {max(real):.0f}: real scenes)"
+            seeds = f", seeds from {opt.seed}" * bool(opt.seed)
+            chance = f"{min(real):.0f} to {max(real):.0f}: real scenes"
+            of = f"distance ×1000, scale {scale:g}, {opt.n} pictures{seeds} ({chance})"
             if "steps" in opt.parts:
                 for distances, captions in scenes.by_steps(made, steps, scale):
                     yield f"Scenes: {of}", distances
-                    yield f"Scenes: captions right in every part, %, scale {scale:g}", captions
+                    yield f"Scenes: captions right in every part, %, scale {scale:g}{seeds}", captions
             if "spacing" in opt.parts:
                 for row in scenes.by_spacing(made, [s for s in steps if s <= 50], scale):
                     yield f"Scenes, spacings: {of}", row
             if "scale" in opt.parts:
                 for row in scenes.by_scale(made, opt.scales, 20):
-                    yield "Guidance: eta 0, 20 steps", row
+                    yield f"Guidance: eta 0, 20 steps{seeds}", row
             if "noise" in opt.parts:
                 for row in scenes.alike(made, steps):
-                    yield "The same noise: eta 0", row
+                    yield f"The same noise: eta 0{seeds}", row
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

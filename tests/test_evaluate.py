@@ -75,6 +75,10 @@ def test_the_bundled_model_is_held_against_fresh_scenes_and_captions(tmp_path, m
     flags = ["--parts", "steps", "spacing", "scale", "noise", "--steps", "1", "5", "--scales", "1", "3"]
     evaluate.main([*flags, "--scale", "1", "--n", "40", "--batch", "40", "--outdir", str(tmp_path)])
     found = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    evaluate.main(
+        ["--parts", "steps", "--steps", "1", "--n", "40", "--batch", "40", "--seed", "9", "--outdir", str(tmp_path)]
+    )
+    assert len(json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))) == len(found) + 2
     distances, captions, spacings, scales, alike = found.values()
     assert all("scale 1" in title for title in [*found][:3])
     assert all(distances[1][name] < distances[0][name] for name in few)  # one step is not enough
@@ -96,5 +100,9 @@ def test_real_scenes_are_nearer_to_others_than_noise_is(monkeypatch):
     chance = np.random.default_rng(0)
     noise = [chance.integers(0, 256, (64, 64, 3), np.uint8) for _ in made.descriptions]
     monkeypatch.setattr(scenes, "REAL", 2)
+    made.seed = 60  # the second half of the seeds from 30 has the noise of the first half of those from 60
+    (later, _), made.seed = made.draw(30, S=1), 30
+    made.descriptions = made.descriptions[:30] * 2
+    assert np.array_equal(later, made.draw(S=1)[0][30:])
     one, other = made.real()
     assert one != other and 0 < max(one, other) < made.distance(noise) / 5

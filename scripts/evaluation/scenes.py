@@ -23,18 +23,17 @@ POOL = 4  # latents a side are taken together: 2 × 2 × 8 numbers describe a pi
 class Scenes:
     """A model that draws captioned scenes, and what its pictures are held against."""
 
-    def __init__(self, model, sampler, options: dict[str, Any], n: int, batch: int):
-        self.model, self.sampler, self.options, self.batch = model, sampler, options, batch
+    def __init__(self, model, sampler, options: dict[str, Any], n: int, batch: int, seed: int = 0):
+        self.model, self.sampler, self.options, self.batch, self.seed = model, sampler, options, batch, seed
         self.descriptions = score_shapes.unseen(n)
         self.shape = _config.latent_shape(_config.load_config(None), None, None, None, None)
         self.fresh = self.features(_fresh(FRESH))
 
     def draw(self, n: int | None = None, **options: Any) -> tuple[list[np.ndarray], float]:
-        """(pictures of the first `n` captions, seconds of one); picture i has the seed i."""
+        """(pictures of the first `n` captions, seconds of one); picture i has the seed `seed` + i."""
         began = time.perf_counter()
-        pictures = score_shapes.draw(
-            self.model, self.sampler, self.descriptions[:n], self.shape, {**self.options, **options}, self.batch, 0
-        )
+        asked, options = self.descriptions[:n], {**self.options, **options}
+        pictures = score_shapes.draw(self.model, self.sampler, asked, self.shape, options, self.batch, self.seed)
         return pictures, (time.perf_counter() - began) / len(pictures)
 
     def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
