@@ -71,7 +71,7 @@ def test_samplers_draw_other_pictures(run):
         (["--plms", "--steps", 0], "'0': give an integer of at least 1"),
         (["--plms", "--ddim_eta", 0.5], "eta = 0.5: PLMS is deterministic; choose eta = 0, or DDIMSampler"),
         (["sampler.target=ldm.sampling.PLMSSampler", "sampler.params.eta=1.0"], "eta = 1.0: PLMS is deterministic"),
-        (["--steps", 101], "S = 101: choose a number of steps from 1 to 100"),
+        (["--steps", 101], "--ddim_steps 101: choose a number of steps from 1 to 100"),
         (["--plms", "sampler.params.quantize_x0=1"], "sampler.params.quantize_x0 is 1; give true or false"),
     ],
 )
@@ -122,7 +122,7 @@ class Own:
 def test_steps_are_held_against_the_timesteps_of_the_model_where_they_are_known(asked):
     theirs, many = (
         f"{__name__}.TwoThousand",
-        "S = {}: choose a number of steps from 1 to {}, the timesteps that the model",
+        "--ddim_steps {}: choose a number of steps from 1 to {}, the timesteps that the model",
     )
     assert asked(100) == "loaded" and asked(101).startswith(many.format(101, 100))
     assert asked(1000, without=["timesteps"]) == "loaded"
