@@ -45,8 +45,8 @@ class Ray:
         Where Ray gives up, as when a node goes on which a worker was just beginning, what is left is begun again;
         ModelError when it does so without having drawn anything in between, ConnectionError where there is no cluster.
 
-        `make_drawer` is pickled: all nodes with room for a worker must have what it uses, and this package, installed or
-        at the same path.
+        `make_drawer` is pickled: all nodes with room for a worker must have what it uses, and this package,
+        installed or at the same path.
         """
         left, failures = list(batches), 0
         while left:
