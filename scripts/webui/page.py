@@ -93,7 +93,7 @@ def build(studio: Studio, line: Line, gallery: Any, model: str):
         p = {
             "kept": gr.State([]),  # [(path, caption)], the newest first
             "chosen": gr.State(0),  # which of them is seen
-            "tab": gr.State("text"),
+            "tab": gr.Textbox("text", visible="hidden", elem_id="tab"),  # the browser's to set: it shows no delay
             "base": gr.State(None),  # the path of the picture to fill
         }
         gr.Markdown(f"# {title}")

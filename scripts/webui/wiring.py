@@ -36,7 +36,7 @@ SHOW = "() => document.querySelector('%s').scrollIntoView({behavior: 'smooth', b
 def wire(gr, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any]) -> None:
     _drawing(gr, studio, line, gallery, p)
     for name in ("text", "picture", "hole"):
-        p[f"tab_{name}"].select(lambda name=name: name, None, p["tab"], **QUICK)
+        p[f"tab_{name}"].select(None, None, p["tab"], js=f"() => '{name}'", **QUICK)
     p["seed"].input(None, None, p["fresh"], js="() => 'again'", **QUICK)  # who types a seed wants that one
     _gallery(gr, p)
     _sending(gr, p)
