@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 
 help:
 	@echo "make demo   sample captioned pictures from the bundled model (DEMO_ARGS: further flags of scripts/txt2img.py)"
-	@echo "make test   run the tests (TEST_ARGS: further arguments of pytest)"
+	@echo "make test   run the tests (TEST_ARGS: further arguments of pytest; -n 0: one after the other)"
 	@echo "make bench  measure beside diffusers, hours on few cores (BENCH_ARGS: flags of scripts/benchmark.py)"
 	@echo "make lint   check the code with ruff"
 	@echo "make venv   only make the environment, $(VENV)"
@@ -25,9 +25,10 @@ demo: $(VENV)/.scripts
 	@$(BIN)/python scripts/txt2img.py --from-file configs/demo_prompts.txt --n_samples 20 --n_iter 1 --n_rows 5 \
 		--outdir outputs/demo $(DEMO_ARGS)
 
-# One thread: on tiny tensors, more of them only wait for each other.
+# Some processes (2 GB each at most) with a thread each: on tiny tensors, more threads only wait for each other.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
+		-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 bench: $(VENV)/.bench
 	@$(BIN)/python scripts/benchmark.py $(BENCH_ARGS)

@@ -50,6 +50,7 @@ setup(
         "web": ["gradio>=6"],
         "test": [
             "pytest>=7.4",
+            "pytest-xdist>=3.7",
             "einops>=0.6",
             "lightning>=2.4",
             "ray[data]>=2.50",
