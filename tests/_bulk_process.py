@@ -1,6 +1,6 @@
 """A job that needs no model, as a process for tests to kill: `python _bulk_process.py OUTDIR FORMAT COUNT SECONDS`.
 
-A row's "picture" is bytes of its seed. Each takes SECONDS. Prints the summary.
+A row's "picture" is bytes of its seed. Each takes SECONDS. It says to stderr when it draws, and prints the summary.
 """
 
 import hashlib
@@ -24,6 +24,8 @@ def rows(count):
 
 def maker(seconds=0.0):
     def draw(batch):
+        if seconds:
+            print("drawing", file=sys.stderr, flush=True)
         time.sleep(seconds * len(batch))
         return [picture(row) for row in batch]
 
