@@ -212,7 +212,7 @@ def test_a_photograph_is_shrunk_to_what_is_drawn(tmp_path):
 @pytest.mark.parametrize("size", [(64, 64), (100, 30), (4000, 3000), (600, 600)])
 def test_the_editor_shows_any_picture_at_a_size_for_its_brush(size, tmp_path):
     Image.new("RGB", size).save(tmp_path / "it.png")
-    shown = forms.to_fill(str(tmp_path / "it.png"))[1]["background"]
+    shown = forms.to_fill(str(tmp_path / "it.png"))["background"]
     assert 256 < max(shown.size) <= 768 and abs(shown.width / shown.height - size[0] / size[1]) < 0.01
 
 

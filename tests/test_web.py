@@ -1,5 +1,6 @@
 """scripts/web.py in a real browser, headless: what one types, sees, cancels, paints, drops and is told."""
 
+import base64
 import contextlib
 import io
 import os
@@ -31,6 +32,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 expect = playwright.expect
 expect.set_options(timeout=30_000)
 INSIDE = "e => { const {top, bottom} = e.getBoundingClientRect(); return top > -1 && bottom < innerHeight + 1 }"
+DROPPED = """const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), given = new DataTransfer()
+    given.items.add(new File([bytes], name, {type: 'image/png'})); return given"""
 PROMPT = "a red circle above a blue square"
 BLUE, BRUSH = (36, 82, 214), (255, 43, 214)
 LONG = {"prompt": PROMPT, "steps": 250, "width": 128, "height": 128}  # seconds, on whatever machine
@@ -186,11 +189,10 @@ def test_a_closed_tab_frees_the_model(browser, server, page):
     assert not any(read_settings(path)["steps"] == 250 for path in server[1].glob("*.png"))
 
 
-def test_a_painted_hole_is_filled_and_all_else_stays_as_it_was(page, server):
-    name = draw(page, prompt="a blue square", steps=8)
-    page.click("#to_hole")
+def paint(page, colour):
+    """Paint about the middle of the picture in the editor, once it is there: some of it has this colour."""
     canvas = page.wait_for_selector("#editor canvas")
-    until(lambda: coloured(canvas, BLUE))
+    until(lambda: coloured(canvas, colour))
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y - 30)
@@ -199,13 +201,38 @@ def test_a_painted_hole_is_filled_and_all_else_stays_as_it_was(page, server):
         page.mouse.move(x - 40 + 10 * k, y - 30 + (k % 2) * 40, steps=4)
     page.mouse.up()
     until(lambda: coloured(canvas, BRUSH))
+
+
+def changed(before, after):
+    """(H, W): where two pictures differ."""
+    before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (before, after))
+    return np.abs(before - after).max(-1) > 0
+
+
+def test_a_painted_hole_is_filled_and_all_else_stays_as_it_was(page, server):
+    name = draw(page, prompt="a blue square", steps=8)
+    page.click("#to_hole")
+    paint(page, BLUE)
     filled = draw(page, prompt="a red star", steps=8)
-    before, after = (np.asarray(Image.open(server[1] / each)).astype(int) for each in (name, filled))
-    changed = np.abs(before - after).max(-1) > 0
-    assert 0.01 < changed.mean() < 0.7  # where the brush was, and not beyond it
-    rows, columns = np.nonzero(changed)
-    assert changed.shape == (64, 64) and rows.min() > 4 and rows.max() < 60 and columns.min() > 4 and columns.max() < 60
+    anew = changed(server[1] / name, server[1] / filled)
+    assert 0.01 < anew.mean() < 0.7  # where the brush was, and not beyond it
+    rows, columns = np.nonzero(anew)
+    assert anew.shape == (64, 64) and rows.min() > 4 and rows.max() < 60 and columns.min() > 4 and columns.max() < 60
     assert read_settings(server[1] / filled)["mask"] == "mask.png"
+
+
+def test_a_picture_of_ones_own_is_dropped_painted_and_filled(page, server, tmp_path):
+    page.get_by_role("tab", name="fill a hole").click()
+    for path, colour in ((tmp_path / "other.png", BLUE), (tmp_path / "mine.png", (200, 150, 60))):  # the second counts
+        Image.new("RGB", (150, 100), colour).save(path)
+        script = f"([name, data]) => {{ {DROPPED} }}"
+        data = page.evaluate_handle(script, [path.name, base64.b64encode(path.read_bytes()).decode()])
+        page.locator("#upload button").dispatch_event("drop", {"dataTransfer": data})
+        paint(page, colour)
+    filled = draw(page, prompt="a red star", steps=8)
+    anew = changed(path, server[1] / filled)
+    assert anew.shape == (100, 150) and 0.01 < anew.mean() < 0.5
+    assert anew[30:70, 50:100].any() and not anew[:15].any() and not anew[-15:].any() and not anew[:, :30].any()
 
 
 def test_a_picture_is_varied(page, server):

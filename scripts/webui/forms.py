@@ -85,7 +85,7 @@ def hole_of(edited: dict[str, Any] | None, size: tuple[int, int]):
 
 
 def to_fill(path: str):
-    """(the picture's path, what the editor is to show): of one size whatever it is, so that the brush fits it."""
+    """What the editor is to show: of one size whatever the picture's is, so that the brush fits it."""
     from PIL import Image
 
     picture = read(path)
@@ -94,7 +94,7 @@ def to_fill(path: str):
         shown = picture.resize([side * round(zoom) for side in picture.size], Image.Resampling.NEAREST)
     else:
         shown = within(picture, PAINTED)
-    return path, {"background": shown, "layers": [], "composite": None}
+    return {"background": shown, "layers": [], "composite": None}
 
 
 def restored(path: str, model: str) -> tuple[dict[str, Any], str]:

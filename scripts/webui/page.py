@@ -40,8 +40,8 @@ footer { display: none !important; }
 #status progress::-webkit-progress-bar { background: var(--border-color-primary); }
 #status progress::-webkit-progress-value { background: var(--color-accent); }
 #status progress::-moz-progress-bar { background: var(--color-accent); }
-#editor [aria-label="Color"], #restore .icon-wrap { display: none; }
-#restore .wrap { padding-top: 1.5em; line-height: 1.4; }
+#editor [aria-label="Color"], #restore .icon-wrap, #upload .icon-wrap { display: none; }
+#restore .wrap, #upload .wrap { padding-top: 1.5em; line-height: 1.4; }
 #gallery .grid-wrap { max-height: 75vh; padding: 0; }
 #gallery .grid-container { align-items: start; }
 #gallery .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
@@ -127,13 +127,13 @@ def _ask(gr, studio: Studio, p: dict[str, Any]) -> None:
             p["strength"] = gr.Slider(0.05, 1, 0.75, step=0.05, label="How much is drawn anew", buttons=[],
                                       info="0.1: it stays nearly as it is; 1: little of it is left")  # fmt: skip
         with gr.Tab("Fill a hole", id="hole") as p["tab_hole"]:
-            gr.Markdown("Choose a picture, and paint over what is to be drawn anew.")
-            p["upload"] = gr.UploadButton("Choose a picture", file_types=["image"], elem_id="upload", size="sm")
+            p["upload"] = gr.File(label="A picture to paint a hole in", file_types=["image"], height=110,
+                                  elem_id="upload")  # fmt: skip
             p["editor"] = gr.ImageEditor(
                 label="Paint over what is to be drawn anew", show_label=False, elem_id="editor", type="numpy",
-                sources=(), layers=False, transforms=(), height=400, buttons=[],
+                sources=(), layers=False, transforms=(), height=380, buttons=[],
                 brush=gr.Brush(default_size=32, colors=["#ff2bd6"], color_mode="fixed"),
-                placeholder="no picture yet",
+                visible=False,  # until there is a picture
             )  # fmt: skip
             p["hole_strength"] = gr.Slider(0.05, 1, 1, step=0.05, label="How much is drawn anew, in the hole",
                                            buttons=[])  # fmt: skip

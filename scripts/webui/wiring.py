@@ -101,11 +101,15 @@ def _gallery(gr, p: dict[str, Any]) -> None:
 def _sending(gr, p: dict[str, Any]) -> None:
     inputs = [p["kept"], p["chosen"]]
 
+    def to_fill(path):
+        shown = forms.to_fill(path)
+        return path, gr.ImageEditor(shown, visible=True)
+
     def to_picture(kept, chosen):
         return p["picture"].move_resource_to_block_cache(kept[chosen][0]), gr.Tabs(selected="picture"), "picture"
 
     def to_hole(kept, chosen):
-        return *forms.to_fill(kept[chosen][0]), gr.Tabs(selected="hole"), "hole"
+        return *to_fill(kept[chosen][0]), gr.Tabs(selected="hole"), "hole"
 
     sent = [
         p["to_picture"].click(to_picture, inputs, [p["picture"], p["tabs"], p["tab"]], **QUICK),
@@ -116,12 +120,12 @@ def _sending(gr, p: dict[str, Any]) -> None:
 
     def uploaded(path):
         try:
-            return forms.to_fill(path)
+            return *to_fill(path), None
         except ValueError as error:
             _tell(gr, error)
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), None
 
-    p["upload"].upload(uploaded, p["upload"], [p["base"], p["editor"]], **QUICK)
+    p["upload"].upload(uploaded, p["upload"], [p["base"], p["editor"], p["upload"]], **QUICK)
 
 
 def _restoring(gr, model: str, p: dict[str, Any]) -> None:
