@@ -18,6 +18,7 @@ from _bulk_jobs import files, job, manifest, picture_bytes, pictures, prompts
 from ldm.bulk import ModelError, Ray, Row, local
 
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # as ldm.bulk.cluster says before it imports Ray
+os.environ.setdefault("RAY_worker_niceness", "0")  # else what is at work beside the tests holds its workers up for ever
 ray = pytest.importorskip("ray", reason="ray is not installed")
 pytest.importorskip("ray.data", reason="Ray Data is not installed")
 pytestmark = [
