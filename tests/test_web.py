@@ -276,6 +276,13 @@ def test_what_cannot_be_drawn_is_told(fields, why, page):
     expect(page.locator("#cancel")).to_be_disabled()  # there is nothing to cancel
 
 
+def test_the_tab_is_taken_that_is_seen_however_quick_one_is(page):
+    fill(page, prompt=PROMPT, steps=3)
+    quick = "() => { document.querySelectorAll('[role=tab]')[2].click(); document.querySelector('#draw').click() }"
+    page.evaluate(quick)
+    assert "there is no picture to fill" in status(page, "no picture|saved")
+
+
 def test_an_empty_tab_and_a_file_without_settings_are_told(page, tmp_path):
     page.get_by_role("tab", name="fill a hole").click()
     page.click("#draw")

@@ -93,7 +93,7 @@ def build(studio: Studio, line: Line, gallery: Any, model: str):
         p = {
             "kept": gr.State([]),  # [(path, caption)], the newest first
             "chosen": gr.State(0),  # which of them is seen
-            "tab": gr.Textbox("text", visible="hidden", elem_id="tab"),  # the browser's to set: it shows no delay
+            "tab": gr.Textbox(visible=False),  # which one is seen, as the browser says when it draws
             "base": gr.State(None),  # the path of the picture to fill
         }
         gr.Markdown(f"# {title}")
@@ -117,16 +117,16 @@ def _ask(gr, studio: Studio, p: dict[str, Any]) -> None:
     p["negative"] = gr.Textbox(label="Negative prompt", placeholder="what the picture should not show", max_lines=6,
                                elem_id="negative", max_length=5000, visible=kind == "text")  # fmt: skip
     with gr.Tabs(elem_id="tabs") as p["tabs"]:
-        with gr.Tab("From text", id="text") as p["tab_text"], gr.Row():
+        with gr.Tab("From text", id="text", elem_id="tab_text"), gr.Row():
             h, w = (side * studio.factor for side in studio.shape[1:])
             p["width"] = gr.Number(label="Width (pixels)", value=w, precision=0, **_small("width"))
             p["height"] = gr.Number(label="Height (pixels)", value=h, precision=0, **_small("height"))
-        with gr.Tab("From a picture", id="picture") as p["tab_picture"]:
+        with gr.Tab("From a picture", id="picture", elem_id="tab_picture"):
             p["picture"] = gr.Image(label="Begin from", type="filepath", elem_id="picture", height=300, format="png",
                                     sources=["upload", "clipboard"], buttons=[])  # fmt: skip
             p["strength"] = gr.Slider(0.05, 1, 0.75, step=0.05, label="How much is drawn anew", buttons=[],
                                       info="0.1: it stays nearly as it is; 1: little of it is left")  # fmt: skip
-        with gr.Tab("Fill a hole", id="hole") as p["tab_hole"]:
+        with gr.Tab("Fill a hole", id="hole", elem_id="tab_hole"):
             p["upload"] = gr.File(label="A picture to paint a hole in", file_types=["image"], height=110,
                                   elem_id="upload")  # fmt: skip
             p["editor"] = gr.ImageEditor(

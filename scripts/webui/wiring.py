@@ -30,13 +30,16 @@ ENDED = """(told) => {
   const end = window.cancelled ? '<span role="status">cancelled</span>' : '<span role="alert">nothing is drawn</span>'
   return [told.includes('<progress') ? end : told, {__type__: 'update', interactive: false}]
 }"""
+SEEN = f"""(...given) => {{
+  given[{GIVEN.index("tab")}] = ['text', 'picture', 'hole'].find(
+    name => document.querySelector(`#tab_${{name}}`)?.offsetParent)
+  return given.slice(0, {len(GIVEN)})
+}}"""
 SHOW = "() => document.querySelector('%s').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
 def wire(gr, studio: Studio, line: Line, gallery, model: str, p: dict[str, Any]) -> None:
     _drawing(gr, studio, line, gallery, p)
-    for name in ("text", "picture", "hole"):
-        p[f"tab_{name}"].select(None, None, p["tab"], js=f"() => '{name}'", **QUICK)
     p["seed"].input(None, None, p["fresh"], js="() => 'again'", **QUICK)  # who types a seed wants that one
     _gallery(gr, p)
     _sending(gr, p)
@@ -49,7 +52,7 @@ def _drawing(gr, studio: Studio, line: Line, gallery, p: dict[str, Any]) -> None
     gr.on(pressed, None, p["status"], told, js=PRESSED, **QUICK)
     outputs = [p[name] for name in ("preview", "status", "seed", "kept", "chosen", "shown", "past", "sends")]
     inputs, drawn = [p[name] for name in GIVEN], _drawn(gr, studio, line, gallery, p)
-    event = gr.on(pressed, drawn, inputs, outputs, trigger_mode="once", **QUICK)
+    event = gr.on(pressed, drawn, inputs, outputs, trigger_mode="once", js=SEEN, **QUICK)
     event.then(None, p["status"], told, js=ENDED, **QUICK)
     p["cancel"].click(None, None, told, cancels=[event], js=CANCELLED, **QUICK)
 
@@ -106,14 +109,14 @@ def _sending(gr, p: dict[str, Any]) -> None:
         return path, gr.ImageEditor(shown, visible=True)
 
     def to_picture(kept, chosen):
-        return p["picture"].move_resource_to_block_cache(kept[chosen][0]), gr.Tabs(selected="picture"), "picture"
+        return p["picture"].move_resource_to_block_cache(kept[chosen][0]), gr.Tabs(selected="picture")
 
     def to_hole(kept, chosen):
-        return *to_fill(kept[chosen][0]), gr.Tabs(selected="hole"), "hole"
+        return *to_fill(kept[chosen][0]), gr.Tabs(selected="hole")
 
     sent = [
-        p["to_picture"].click(to_picture, inputs, [p["picture"], p["tabs"], p["tab"]], **QUICK),
-        p["to_hole"].click(to_hole, inputs, [p["base"], p["editor"], p["tabs"], p["tab"]], **QUICK),
+        p["to_picture"].click(to_picture, inputs, [p["picture"], p["tabs"]], **QUICK),
+        p["to_hole"].click(to_hole, inputs, [p["base"], p["editor"], p["tabs"]], **QUICK),
     ]
     for event in sent:
         event.then(None, None, None, js=SHOW % "#tabs", **QUICK)
@@ -130,7 +133,7 @@ def _sending(gr, p: dict[str, Any]) -> None:
 
 def _restoring(gr, model: str, p: dict[str, Any]) -> None:
     names = ("prompt", "negative", "steps", "scale", "eta", "sampler", "seed", "width", "height", "strength",
-             "hole_strength", "tab")  # fmt: skip
+             "hole_strength")  # fmt: skip
 
     def restore(path):
         try:
